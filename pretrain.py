@@ -1,0 +1,172 @@
+"""The small BERT: a WordPiece vocabulary and masked language modelling on the sample's text.
+
+    python pretrain.py                      # 4 layers × 128 wide, about a minute on two cores
+    python pretrain.py --model small:2x64   # another size, trained in the same way
+
+The result lands in $MOVEMENT_CACHE (default ~/.cache/movement-pruning) as a Hugging Face folder,
+named by all that made it; train.py makes it on first use and finds it again afterwards.
+"""
+
+import argparse
+import hashlib
+import math
+import re
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from torch.nn import functional as F
+from tqdm import tqdm
+
+import bert
+import data
+import sample_data
+from files import UserError, cache_folder, locked, run_main, write_atomically
+
+DOCUMENTS = 60_000
+VOCABULARY = 2_000
+STEPS, BATCH, LR, WARMUP = 1_500, 64, 1e-3, 100
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def is_small(model: str) -> bool:
+    """Is `model` this file's small BERT, or a folder?"""
+    return model.split(":")[0] in ("small", "untrained")
+
+
+def parse_size(name: str) -> tuple[int, int]:
+    """"small", "small:LxH" (or untrained, untrained:LxH) → (layers, width)."""
+    found = re.fullmatch(r"(?:small|untrained)(?::(\d+)x(\d+))?", name)
+    if not found:
+        raise UserError(f"--model {name}: write small, or small:LAYERSxWIDTH such as small:2x64")
+    layers, width = int(found[1] or 4), int(found[2] or 128)
+    if not (1 <= layers <= 24 and 32 <= width <= 1024 and width % 32 == 0):
+        raise UserError(f"--model {name}: 1 to 24 layers, and a width of 32 to 1024 that is a "
+                        "multiple of 32")
+    return layers, width
+
+
+def small_config(layers: int, width: int, vocab_size: int) -> bert.Config:
+    return bert.Config(
+        vocab_size=vocab_size, hidden_size=width, num_hidden_layers=layers,
+        num_attention_heads=width // 32, intermediate_size=4 * width,
+        max_position_embeddings=256, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )
+
+
+def train_tokenizer(texts: list[str]) -> Tokenizer:
+    """BERT's lower-casing WordPiece, its vocabulary learned from `texts`."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=VOCABULARY, special_tokens=SPECIAL, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    cls, sep = (tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]"))
+    tokenizer.post_processor = processors.BertProcessing(sep=("[SEP]", sep), cls=("[CLS]", cls))
+    return tokenizer
+
+
+def mask_tokens(batch: dict, vocab_size: int, mask_id: int):
+    """BERT's corruption: 15 % of the tokens; of these 80 % [MASK], 10 % random, 10 % left.
+
+    Returns input_ids (B, T), chosen (B, T) true where a token is to be predicted.
+    """
+    ids = batch["input_ids"]
+    chosen = (torch.rand(ids.shape) < 0.15) & (ids >= len(SPECIAL))  # (B, T)
+    dice = torch.rand(ids.shape)  # (B, T)
+    ids = torch.where(chosen & (dice < 0.8), torch.full_like(ids, mask_id), ids)
+    noise = torch.randint(len(SPECIAL), vocab_size, ids.shape)
+    return torch.where(chosen & (dice >= 0.9), noise, ids), chosen
+
+
+def train(features: data.Features, tokenizer: Tokenizer, layers: int, width: int):
+    """The masked language model after STEPS steps, and its mean loss over the last 100."""
+    torch.manual_seed(0)
+    vocab_size = tokenizer.get_vocab_size()
+    model = bert.create(small_config(layers, width, vocab_size), "mlm")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.01, fused=True)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda t: min((t + 1) / WARMUP, (STEPS - t) / (STEPS - WARMUP)))
+    losses = []
+    bar = tqdm(total=STEPS, desc="pretraining", unit="step", mininterval=1)
+    epoch = 0
+    while len(losses) < STEPS:
+        for index in data.batches(features, BATCH, seed=0, epoch=epoch):
+            batch = data.collate(features, index)
+            ids, chosen = mask_tokens(batch, vocab_size, tokenizer.token_to_id("[MASK]"))
+            hidden = model.bert(ids, batch["attention_mask"], batch["token_type_ids"])  # (B, T, H)
+            logits = model.predict(hidden[chosen])  # (chosen tokens, V)
+            loss = F.cross_entropy(logits, batch["input_ids"][chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            scheduler.step()
+            losses.append(loss.item())
+            bar.set_postfix(loss=f"{losses[-1]:.2f}", refresh=False)
+            bar.update()
+            if len(losses) == STEPS:
+                break
+        epoch += 1
+    bar.close()
+    return model, float(np.mean(losses[-100:]))
+
+
+def fingerprint(layers: int, width: int) -> str:
+    """Changes with whatever makes the model: the sources, the size, torch's version."""
+    here = Path(__file__).parent
+    sources = b"".join((here / n).read_bytes() for n in ("pretrain.py", "sample_data.py"))
+    settings = f"{layers}x{width} {torch.__version__} {torch.get_num_threads()}"
+    return hashlib.sha256(sources + settings.encode()).hexdigest()[:12]
+
+
+def make(folder: Path, layers: int, width: int) -> None:
+    texts = list(sample_data.pretraining_text(DOCUMENTS))
+    tokenizer = train_tokenizer(texts)
+    rows = data.Rows([(text,) for text in texts], np.zeros(len(texts), dtype=np.int64))
+    model, loss = train(data.encode(rows, tokenizer, 64), tokenizer, layers, width)
+    print(f"pretrained: masked-token loss {loss:.2f} (perplexity {math.exp(loss):.1f})")
+    bert.save(model, folder)
+    write_atomically(folder / "tokenizer.json", tokenizer.to_str())
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    write_atomically(folder / "vocab.txt", "".join(f"{token}\n" for token, _ in vocabulary))
+
+
+def small_bert(name: str = "small") -> Path:
+    """The folder of the small BERT of that size; trained now if it is not in the cache yet."""
+    layers, width = parse_size(name)
+    folder = cache_folder() / f"small-{layers}x{width}-{fingerprint(layers, width)}"
+    with locked(folder):
+        if not folder.exists():
+            print(f"pretraining the small BERT once ({layers} layers × {width} wide, "
+                  f"on generated text) → {folder}", flush=True)
+            began = time.time()
+            part = folder.with_name(folder.name + ".part")
+            shutil.rmtree(part, ignore_errors=True)
+            make(part, layers, width)
+            part.rename(folder)
+            print(f"pretraining took {time.time() - began:.0f} s", flush=True)
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="small", help="small or small:LAYERSxWIDTH")
+    print(small_bert(parser.parse_args().model))
+
+
+if __name__ == "__main__":
+    run_main(main)
