@@ -1,7 +1,9 @@
 """Files and errors: one line for the user, files that appear whole or not at all."""
 
+import hashlib
 import json
 import os
+import shutil
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,3 +87,23 @@ def locked(folder: Path):
         except ImportError:  # Windows: no lock, the atomic rename still keeps the folder whole
             pass
         yield
+
+
+def cached(name: str, sources: list[str], settings: str, make) -> Path:
+    """The cache folder NAME-KEY, made by `make(folder)` if it is not there yet.
+
+    The key changes with the source files and settings that made it. The folder appears complete
+    or not at all, and a second process waits for the first.
+    """
+    key = hashlib.sha256(settings.encode())
+    for source in sources:
+        key.update((Path(__file__).parent / source).read_bytes())
+    folder = cache_folder() / f"{name}-{key.hexdigest()[:12]}"
+    with locked(folder):
+        if not folder.exists():
+            part = folder.with_name(folder.name + ".part")
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            make(part)
+            part.rename(folder)
+    return folder

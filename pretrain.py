@@ -8,10 +8,8 @@ named by all that made it; train.py makes it on first use and finds it again aft
 """
 
 import argparse
-import hashlib
 import math
 import re
-import shutil
 import time
 from pathlib import Path
 
@@ -32,7 +30,7 @@ from tqdm import tqdm
 import bert
 import data
 import sample_data
-from files import UserError, cache_folder, locked, run_main, write_atomically
+from files import UserError, cached, run_main, write_atomically
 
 DOCUMENTS = 60_000
 VOCABULARY = 2_000
@@ -75,7 +73,7 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
         vocab_size=VOCABULARY, special_tokens=SPECIAL, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     cls, sep = (tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]"))
-    tokenizer.post_processor = processors.BertProcessing(sep=("[SEP]", sep), cls=("[CLS]", cls))
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))
     return tokenizer
 
 
@@ -125,14 +123,6 @@ def train(features: data.Features, tokenizer: Tokenizer, layers: int, width: int
     return model, float(np.mean(losses[-100:]))
 
 
-def fingerprint(layers: int, width: int) -> str:
-    """Changes with whatever makes the model: the sources, the size, torch's version."""
-    here = Path(__file__).parent
-    sources = b"".join((here / n).read_bytes() for n in ("pretrain.py", "sample_data.py"))
-    settings = f"{layers}x{width} {torch.__version__} {torch.get_num_threads()}"
-    return hashlib.sha256(sources + settings.encode()).hexdigest()[:12]
-
-
 def make(folder: Path, layers: int, width: int) -> None:
     texts = list(sample_data.pretraining_text(DOCUMENTS))
     tokenizer = train_tokenizer(texts)
@@ -148,18 +138,17 @@ def make(folder: Path, layers: int, width: int) -> None:
 def small_bert(name: str = "small") -> Path:
     """The folder of the small BERT of that size; trained now if it is not in the cache yet."""
     layers, width = parse_size(name)
-    folder = cache_folder() / f"small-{layers}x{width}-{fingerprint(layers, width)}"
-    with locked(folder):
-        if not folder.exists():
-            print(f"pretraining the small BERT once ({layers} layers × {width} wide, "
-                  f"on generated text) → {folder}", flush=True)
-            began = time.time()
-            part = folder.with_name(folder.name + ".part")
-            shutil.rmtree(part, ignore_errors=True)
-            make(part, layers, width)
-            part.rename(folder)
-            print(f"pretraining took {time.time() - began:.0f} s", flush=True)
-    return folder
+    settings = f"{layers}x{width} torch {torch.__version__} {torch.get_num_threads()} threads"
+
+    def make_and_tell(folder: Path) -> None:
+        print(f"pretraining the small BERT once ({layers} layers × {width} wide, on generated "
+              f"text) → {folder.parent}", flush=True)
+        began = time.time()
+        make(folder, layers, width)
+        print(f"pretraining took {time.time() - began:.0f} s", flush=True)
+
+    sources = ["pretrain.py", "sample_data.py", "bert.py"]
+    return cached(f"small-{layers}x{width}", sources, settings, make_and_tell)
 
 
 def main() -> None:

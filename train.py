@@ -1,16 +1,16 @@
-"""Fine-prune BERT: recipes and the one training loop (Sanh, Wolf, Rush 2020).
+"""Fine-prune BERT: the one training loop and the command around it (Sanh, Wolf, Rush 2020).
 
-    python train.py --task mnli --method movement                      # generated sample, small BERT
+    python train.py --task mnli --method movement       generated sample, small BERT
     python train.py --task mnli --method soft_movement --keep 0.03
     python train.py --task sst2 --method magnitude --data glue --model path/to/bert
 
 Data flows one way: rows → features → batches → model (and masks) → loss → step → metrics → folder.
+Recipes and flags are in settings.py.
 """
 
 import json
 import math
 import time
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,182 +19,13 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import bert
-import cli
 import data
 import masking
 import pretrain
 import runs
 import sample_data
-from files import RunError, UserError, cache_folder, locked, run_main, write_json
-
-# ------------------------------------------------------------------------------- recipes
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Settings of a run. warmup, hold and cooldown are shares of all steps.
-
-    penalties: the paper's λ → the share of weights that remained with it.
-    """
-
-    epochs: float
-    batch_size: int
-    lr: float
-    score_lr: float
-    max_length: int
-    warmup: float
-    hold: float
-    cooldown: float
-    penalties: tuple[tuple[float, float], ...] = ()
-
-
-MNLI = Recipe(6, 32, 3e-5, 1e-2, 128, warmup=0.163, hold=0.163, cooldown=0.163)
-QQP = Recipe(10, 32, 3e-6, 1e-2, 128, warmup=0.097, hold=0.194, cooldown=0.291)
-PAPER = {  # (task, method): the paper's settings, from its authors' result sheet
-    ("mnli", "soft_movement"): replace(MNLI, penalties=((200, 0.128), (300, 0.059), (400, 0.031))),
-    ("mnli", "l0"): replace(MNLI, score_lr=1e-1, penalties=((50, 0.084), (100, 0.038))),
-    ("mnli", "dense"): replace(MNLI, epochs=3),
-    ("qqp", "soft_movement"): replace(
-        QQP, penalties=((100, 0.131), (150, 0.076), (200, 0.049), (300, 0.027))),
-    ("qqp", "l0"): replace(
-        QQP, lr=3e-5, hold=0.097, cooldown=0.097, penalties=((75, 0.081), (150, 0.026))),
-    ("qqp", "magnitude"): replace(QQP, lr=3e-5),
-    ("qqp", "random"): replace(QQP, lr=3e-5),
-    ("qqp", "movement"): QQP,
-    ("qqp", "dense"): replace(QQP, lr=3e-5, epochs=3),
-}
-
-# The small BERT on the sample: one grid of rates for every method, see results/README.md.
-SMALL = Recipe(4, 32, 1e-3, 3e-2, 64, warmup=0.1, hold=0.1, cooldown=0.2)
-SMALL_RATES = {}  # method: (lr, score_lr)
-
-
-def recipe_for(task: str, method: str, model: str) -> Recipe:
-    if pretrain.is_small(model):
-        lr, score_lr = SMALL_RATES.get(method, (SMALL.lr, SMALL.score_lr))
-        return replace(SMALL, lr=lr, score_lr=score_lr)
-    rates = {"l0": 1e-1}
-    return PAPER.get((task, method), replace(MNLI, score_lr=rates.get(method, 1e-2)))
-
-
-# ------------------------------------------------------------------- settings, before a run
-
-
-def make_parser() -> cli.Parser:
-    p = cli.Parser(description=__doc__)
-    a = p.add_argument_group("what").add_argument
-    a("--task", choices=list(data.TASKS), default="mnli", help="default mnli")
-    a("--method", choices=list(masking.METHODS), default="movement", help="default movement")
-    a("--keep", type=cli.number(0, 1), default=0.1, metavar="V",
-      help="share of the encoder's weights that remains, 0 to 1 (default 0.1)")
-    a("--penalty", metavar="λ", help="soft_movement, l0: a fixed λ in place of --keep's search; "
-      "'paper' takes the paper's λ nearest to --keep")
-    a("--scope", choices=["local", "global"], default="local",
-      help="rank scores matrix by matrix (default), or all together")
-    a = p.add_argument_group("data and model").add_argument
-    a("--data", default="sample", metavar="DIR",
-      help="sample (generated, default), or a folder with MNLI/, QQP/, SST-2/, … as GLUE has them")
-    a("--model", default="small", metavar="DIR",
-      help="small (4×128, pretrained once, default), small:2x64, a Hugging Face BERT folder, "
-           "or untrained (small with random weights)")
-    a("--max-train-rows", type=cli.count, metavar="N", help="draw N training rows (fixed seed)")
-    a("--max-eval-rows", type=cli.count, metavar="N", help="draw N rows of each evaluation file")
-    a("--held-out", type=cli.number(0, 0.9), metavar="SHARE",
-      help="evaluate on this share of the training rows, kept from training: to choose settings")
-    a("--max-length", type=cli.count, metavar="TOKENS", help="longest input in tokens")
-    a = p.add_argument_group("training (defaults: the recipe of task and model)").add_argument
-    a("--epochs", type=cli.positive, metavar="N")
-    a("--steps", type=cli.count, metavar="N", help="optimiser steps, in place of --epochs")
-    a("--batch-size", type=cli.count, metavar="ROWS", help="rows of one optimiser step")
-    a("--grad-accum", type=cli.count, default=1, metavar="N",
-      help="work through a batch in N pieces, to save memory")
-    a("--lr", type=cli.positive, help="peak learning rate of the weights")
-    a("--score-lr", type=cli.positive, metavar="LR", help="peak learning rate of the scores")
-    a("--warmup", type=cli.share, metavar="SHARE", help="share of the run in which rates rise")
-    a("--hold", type=cli.share, metavar="SHARE", help="share before pruning starts")
-    a("--cooldown", type=cli.share, metavar="SHARE", help="share at the final density")
-    a("--train-embeddings", action="store_true", help="they are frozen otherwise, as in the paper")
-    a("--seed", type=cli.number(0, 2**32 - 1, int, open_low=False), default=0, help="default 0")
-    a = p.add_argument_group("machine and output").add_argument
-    a("--precision", choices=["auto", "fp32", "bf16"], default="auto",
-      help="arithmetic of the matrix products; auto (default) takes bf16 where it is fast")
-    a("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
-    a("--output", metavar="DIR", help="default runs/TASK-METHOD-KEEP-sSEED")
-    a("--overwrite", action="store_true", help="replace what the output folder holds")
-    a("--dry-run", action="store_true", help="print what would be done, then stop")
-    return p
-
-
-def settings(args) -> dict:
-    """Flags over recipe: every setting of the run, by its flag's name."""
-    recipe = recipe_for(args.task, args.method, args.model)
-    s = {k: v for k, v in vars(args).items() if k not in ("overwrite", "dry_run")}
-    for name, value in asdict(recipe).items():
-        if name != "penalties" and s.get(name) is None:
-            s[name] = value
-    s["train_embeddings"] |= args.model.startswith("untrained")  # nothing there worth keeping
-    s["penalty"] = choose_penalty(args, recipe)
-    s["device"] = choose_device(args.device)
-    if args.method == "dense":
-        s["keep"] = 1.0
-    return s
-
-
-def choose_penalty(args, recipe: Recipe) -> float | None:
-    if args.penalty is None:
-        return None
-    if not hasattr(masking.METHODS[args.method], "penalty"):
-        raise UserError(f"--penalty: {args.method} has none; use --keep")
-    if args.penalty != "paper":
-        try:
-            return cli.number(0, math.inf, open_low=False)(args.penalty)
-        except Exception:
-            raise UserError(f"--penalty {args.penalty}: a number of at least 0, or paper") from None
-    if not recipe.penalties:
-        raise UserError(f"--penalty paper: the paper has no λ for --task {args.task} with this "
-                        "model; give a number, or --keep alone")
-    return min(recipe.penalties, key=lambda p: abs(p[1] - args.keep))[0]
-
-
-def choose_device(wanted: str) -> str:
-    there = {"cpu": True, "cuda": torch.cuda.is_available(),
-             "mps": torch.backends.mps.is_available()}
-    if wanted == "auto":
-        return next(d for d in ("cuda", "mps", "cpu") if there[d])
-    if not there[wanted]:
-        raise UserError(f"--device {wanted}: this machine (or this build of torch) has none")
-    return wanted
-
-
-def choose_precision(wanted: str, device: str, width: int) -> tuple[str, str]:
-    """→ (fp32 or bf16, why). Narrow matrices lose more to conversions than bf16 saves."""
-    if wanted != "auto":
-        return wanted, "as asked"
-    if device == "cuda":
-        good = torch.cuda.is_bf16_supported()
-        return ("bf16", "the GPU has it") if good else ("fp32", "the GPU has no bf16")
-    if device == "cpu":
-        has = torch.cpu.get_capabilities()
-        if not (has.get("avx512_bf16") or has.get("amx_bf16")):
-            return "fp32", "the processor has no bf16 instructions"
-        if width < 256:
-            return "fp32", f"at width {width} bf16 saves nothing"
-        return "bf16", "the processor has bf16 instructions"
-    return "fp32", "the default here"
-
-
-def make_schedule(s: dict, rows: int) -> masking.Schedule:
-    """Shares → steps; a run whose ramp or cool-down rounds to nothing is refused."""
-    per_epoch = math.ceil(rows / s["batch_size"])
-    T = s["steps"] or max(1, round(s["epochs"] * per_epoch))
-    t_i, t_f = round(s["hold"] * T), round(s["cooldown"] * T)
-    if T - t_i - t_f < 1 or t_f < 1:
-        raise UserError(
-            f"{T} steps cannot hold the schedule: hold {s['hold']:g} is {t_i} steps, cool-down "
-            f"{s['cooldown']:g} is {t_f}, which leaves {T - t_i - t_f} for the ramp; give more "
-            "--steps or --epochs, or other --hold and --cooldown")
-    return masking.Schedule(T, t_i, t_f)
-
+from files import RunError, UserError, cached, run_main, write_json
+from settings import choose_precision, make_parser, make_schedule, settings
 
 # ----------------------------------------------------------------- rows, features and model
 
@@ -205,11 +36,12 @@ def data_folder(name: str) -> Path:
         if not Path(name).is_dir():
             raise UserError(f"--data {name}: no such folder (it should hold MNLI/, QQP/, …)")
         return Path(name)
-    folder = cache_folder() / f"sample-{sample_data.fingerprint()}"
-    with locked(folder):
-        if not folder.exists():
-            sample_data.write_all(folder)
-    return folder
+    return cached("sample", ["sample_data.py"], "", write_sample)
+
+
+def write_sample(folder: Path) -> None:
+    for task in sample_data.SIZES:
+        sample_data.write_task(task, folder)
 
 
 def load_rows(s: dict, task: data.Task) -> tuple[data.Rows, dict[str, data.Rows]]:

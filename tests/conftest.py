@@ -1,0 +1,48 @@
+"""Where tests find things. Real weights and rows are used where the environment names them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+def place(variable: str) -> Path:
+    if not os.environ.get(variable):
+        pytest.skip(f"{variable} is not set: needs real weights or rows")
+    return Path(os.environ[variable])
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """A Hugging Face folder with a real BERT."""
+    return place("MOVEMENT_TEST_MODEL")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """A folder with GLUE's files."""
+    return place("MOVEMENT_TEST_DATA")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+    """A cache of the tests' own: nothing is read from or left in the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["MOVEMENT_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def command(cache):
+    """Run one of the programs as a user does → the finished process, its output as text."""
+
+    def run(*words, **options):
+        words = [sys.executable, str(ROOT / words[0]), *map(str, words[1:])]
+        return subprocess.run(words, capture_output=True, text=True, **options)
+
+    return run

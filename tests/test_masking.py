@@ -1,0 +1,343 @@
+"""The paper's equations, on numbers small enough to check by hand."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import masking
+from masking import L0, Pruner, Schedule, top_v
+
+NOW = Schedule(T=10, t_i=0, t_f=9)  # at step 1 and later: the final density
+
+
+def attach(W, method, keep=0.5, schedule=NOW, **options):
+    """A one-matrix model y = W' x and its Pruner."""
+    model = nn.Linear(W.shape[1], W.shape[0], bias=False)
+    model.weight.data.copy_(W)
+    return model, Pruner({"W": model.weight}, method, keep, schedule, **options)
+
+
+# -- Eq. (1)
+
+
+def test_top_v_by_hand():
+    S = torch.tensor([[0.1, 4.0, -2.0], [3.0, 0.0, -5.0]])
+    assert top_v(S, 0.5).tolist() == [[1, 1, 0], [1, 0, 0]]  # the three highest of six
+    assert top_v(S, 0.0).sum() == 0 and top_v(S, 1.0).sum() == 6
+
+
+@pytest.mark.parametrize("v", [0.003, 0.03, 0.1, 0.333, 0.5, 0.97])
+@pytest.mark.parametrize("kind", ["distinct", "all equal", "few values", "rows equal"])
+def test_top_v_keeps_exactly_k_under_ties(v, kind):
+    torch.manual_seed(0)
+    S = {
+        "distinct": torch.randn(37, 53),
+        "all equal": torch.zeros(37, 53),
+        "few values": torch.randint(0, 4, (37, 53)).float(),
+        "rows equal": torch.arange(37.0)[:, None].expand(37, 53).contiguous(),
+    }[kind]
+    M = top_v(S, v)
+    assert M.sum() == round(v * S.numel())
+    assert set(M.unique().tolist()) <= {0.0, 1.0}
+    assert S[M == 1].min() >= S[M == 0].max()  # nothing kept is lower than anything pruned
+    assert torch.equal(M, top_v(S.clone(), v))  # the same every time
+
+
+def test_ties_are_scattered_not_clumped():
+    """With all scores equal, every row and column keeps about its share."""
+    M = top_v(torch.zeros(128, 128), 0.25)
+    assert 24 <= M.sum(0).min() and M.sum(0).max() <= 40  # 32 of 128 on average
+    assert 24 <= M.sum(1).min() and M.sum(1).max() <= 40
+
+
+def test_global_ranks_compare_matrices_local_ranks_do_not():
+    for scope, kept in (("local", [2, 2]), ("global", [4, 0])):
+        big = nn.Parameter(torch.full((2, 2), 9.0))
+        small = nn.Parameter(torch.full((2, 2), 1.0))
+        pruner = Pruner({"a": big, "b": small}, "magnitude", 0.5, NOW, scope=scope)
+        pruner.refresh(10)
+        assert [int(m.M.sum()) for m in pruner.matrices] == kept
+        assert pruner.density() == 0.5
+
+
+# -- the methods' masks
+
+
+def test_magnitude_ranks_absolute_values():
+    W = torch.tensor([[1.0, -4.0], [0.5, 3.0]])
+    model, pruner = attach(W, "magnitude")
+    pruner.refresh(10)
+    assert model.weight.tolist() == [[0, -4], [0, 3]]  # W' = W ⊙ M, in the model itself
+    assert torch.equal(pruner.matrices[0].W, W)  # and W is whole
+
+
+def test_random_masks_are_drawn_once_and_nested():
+    _, pruner = attach(torch.randn(20, 20), "random", schedule=Schedule(100, 10, 10), keep=0.1)
+    before = torch.ones(20, 20)
+    for t in range(0, 101, 10):
+        pruner.refresh(t)
+        M = pruner.matrices[0].M
+        assert (M <= before).all()  # what is gone stays gone
+        before = M
+    assert M.sum() == 40
+    _, other = attach(torch.randn(20, 20), "random", keep=0.1, seed=1)
+    other.refresh(10)
+    assert not torch.equal(M, other.matrices[0].M)
+
+
+def test_soft_movement_compares_sigma_of_s_with_tau():
+    method = masking.SoftMovement()
+    S = torch.tensor([[-3.0, -2.0, 0.0, 5.0]])  # σ: 0.047, 0.119, 0.5, 0.993
+    assert method.mask(S, 0.1, True)[0].tolist() == [[0, 1, 1, 1]]
+    assert method.mask(S, 0.6, True)[0].tolist() == [[0, 0, 0, 1]]
+    assert method.mask(S, 0.0, True)[0].tolist() == [[1, 1, 1, 1]]
+    assert torch.sigmoid(torch.tensor(method.cut)) == pytest.approx(0.1)
+
+
+def test_soft_movement_never_empties_a_matrix():
+    M, _ = masking.SoftMovement().mask(torch.full((20, 50), -9.0), 0.1, True)
+    assert M.sum() == 5  # 0.5 % of 1,000
+
+
+def test_hard_concrete_by_hand():
+    """Eq. (4) with u = 1/2, where log u − log(1 − u) = 0."""
+    S = torch.tensor([[-4.0, 0.0, 0.5, 4.0]])
+    S_bar = [1 / (1 + math.exp(-s / (2 / 3))) for s in S[0].tolist()]
+    Z = [1.2 * s - 0.1 for s in S_bar]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "rand_like", lambda x: torch.full_like(x, 0.5))
+        M, f = L0().mask(S, 0.0, True)
+    assert M[0].tolist() == pytest.approx([min(1, max(0, z)) for z in Z], abs=1e-6)
+    inside = [0 <= z <= 1 for z in Z]
+    assert inside == [False, True, True, False]
+    by_hand = [1.2 / (2 / 3) * s * (1 - s) * i for s, i in zip(S_bar, inside)]
+    assert f[0].tolist() == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_hard_concrete_gradient_is_autograds():
+    torch.manual_seed(1)
+    S, u = torch.randn(8, 8, requires_grad=True), torch.rand(8, 8)
+    b, l, r = L0.b, L0.l, L0.r  # noqa: E741
+    S_bar = torch.sigmoid((torch.log(u) - torch.log(1 - u) + S) / b)
+    ((r - l) * S_bar + l).clamp(0, 1).sum().backward()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "rand_like", lambda x: u)
+        _, f = L0().mask(S.detach(), 0.0, True)
+    assert torch.allclose(f, S.grad, atol=1e-6)
+
+
+def test_hard_concrete_at_test_time():
+    S = torch.tensor([[-2.5, -2.3, 2.197, 9.0]])
+    M, _ = L0().mask(S, 0.0, training=False)
+    by_hand = [0.0, 1.2 / (1 + math.exp(2.3)) - 0.1, 1.2 * 0.9 - 0.1, 1.0]
+    assert M[0].tolist() == pytest.approx(by_hand, abs=1e-3)
+    assert (M > 0).equal(S > L0.cut)  # the cut on S that counts as open
+
+
+def test_penalties_by_hand():
+    S = torch.tensor([[0.0, math.log(3.0)]])  # σ: 1/2 and 3/4
+    assert masking.SoftMovement().penalty(S).item() == pytest.approx(0.625)
+    shift = L0.b * math.log(0.1 / 1.1)  # E[L0] = σ(S − b log(−l/r))
+    chance = [1 / (1 + math.exp(-(s - shift))) for s in S[0].tolist()]
+    assert L0().penalty(S).item() == pytest.approx(sum(chance) / 2)
+
+
+def test_expected_l0_is_the_share_of_open_gates():
+    torch.manual_seed(0)
+    S = torch.full((1000, 1000), 0.3)
+    M, _ = L0().mask(S, 0.0, True)
+    assert (M > 0).float().mean().item() == pytest.approx(L0().penalty(S).item(), abs=2e-3)
+
+
+# -- gradients
+
+
+def test_straight_through_gradient_by_hand():
+    """a = W' x: dL/dS_ij = (dL/da_i) W_ij x_j everywhere; dL/dW only where kept."""
+    W = torch.tensor([[2.0, -1.0], [0.5, 3.0]])
+    model, pruner = attach(W, "movement")
+    m = pruner.matrices[0]
+    m.S.data = torch.tensor([[1.0, -1.0], [-2.0, 5.0]])  # keeps the diagonal
+    pruner.refresh(10)
+    x, dL_da = torch.tensor([10.0, 100.0]), torch.tensor([1.0, -2.0])
+    assert (a := model(x)).tolist() == [20.0, 300.0]
+    a.backward(dL_da)
+    pruner.backward(10)
+    assert m.S.grad.tolist() == [[20.0, -100.0], [-10.0, -600.0]]  # (dL/da_i) W_ij x_j
+    assert m.W.grad.tolist() == [[10.0, 0.0], [0.0, -200.0]]  # (dL/da_i) x_j M_ij
+
+
+@pytest.mark.parametrize("method", ["movement", "soft_movement", "l0", "magnitude", "random"])
+def test_gradients_equal_autograd_through_the_masked_product(method):
+    torch.manual_seed(0)
+    W, x, y = torch.randn(6, 5), torch.randn(7, 5), torch.randn(7, 6)
+    model, pruner = attach(W, method, penalty=0.0 if method in ("soft_movement", "l0") else None)
+    pruner.refresh(10)
+    m = pruner.matrices[0]
+    ((model(x) - y) ** 2).mean().backward()
+    pruner.backward(10)
+    # the same by autograd: W' = W ⊙ M with dM/dS = f (1: straight-through)
+    V, S = W.clone().requires_grad_(), torch.zeros(6, 5, requires_grad=True)
+    f = 1.0 if m.dM_dS is None else m.dM_dS
+    ((x @ (V * (m.M + f * S)).T - y) ** 2).mean().backward()
+    assert torch.allclose(m.W.grad, V.grad, atol=1e-6)
+    if pruner.method.learned:
+        assert torch.allclose(m.S.grad, S.grad, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["soft_movement", "l0"])
+def test_penalty_gradient_is_added_with_means_over_entries_and_matrices(method):
+    a, b = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(8, 3))
+    pruner = Pruner({"a": a, "b": b}, method, 0.5, NOW, penalty=7.0)
+    pruner.refresh(10)
+    for m in pruner.matrices:
+        m.weight.grad = torch.zeros_like(m.weight)
+        m.S.data.normal_()
+    pruner.backward(10)
+    twins = [m.S.detach().clone().requires_grad_() for m in pruner.matrices]
+    (7.0 * (pruner.method.penalty(twins[0]) + pruner.method.penalty(twins[1])) / 2).backward()
+    for m, twin in zip(pruner.matrices, twins):
+        assert torch.allclose(m.S.grad, twin.grad, atol=1e-7)
+
+
+def test_soft_movements_penalty_rises_with_tau():
+    _, pruner = attach(torch.randn(4, 4), "soft_movement", schedule=Schedule(100, 10, 20),
+                       penalty=300.0)
+    assert pruner.penalty_at(5, 0.0) == 0.0
+    assert pruner.penalty_at(45, 0.0) == pytest.approx(300 * (1 - 0.5**3))
+    assert pruner.penalty_at(80, 0.0) == 300.0
+
+
+def test_equation_3_scores_add_up_the_movements():
+    """With plain SGD, S after T steps is −α_S Σ (dL/dW')_ij W_ij."""
+    torch.manual_seed(0)
+    model, pruner = attach(torch.randn(5, 4), "movement", schedule=Schedule(30, 2, 5))
+    m, alpha = pruner.matrices[0], 0.01
+    optimizer = torch.optim.SGD([{"params": [m.W], "lr": 0.1}, {"params": [m.S], "lr": alpha}])
+    total = torch.zeros(5, 4)
+    for t in range(30):
+        pruner.refresh(t)
+        ((model(torch.randn(16, 4)) - 1) ** 2).mean().backward()
+        total += model.weight.grad * m.W.detach()
+        pruner.backward(t)
+        optimizer.step()
+    assert torch.allclose(m.S, -alpha * total, atol=1e-6)
+    assert m.S.abs().max() > 0.01
+
+
+def test_scores_rise_when_weights_move_away_from_zero():
+    """§4: the four cases of the signs of dL/dW and W."""
+    model, pruner = attach(torch.tensor([[1.0, -1.0, 1.0, -1.0]]), "movement", keep=1.0)
+    pruner.refresh(10)
+    model.weight.grad = torch.tensor([[-1.0, 1.0, 1.0, -1.0]])  # away, away, to zero, to zero
+    pruner.backward(10)
+    assert (-pruner.matrices[0].S.grad > 0).tolist() == [[True, True, False, False]]
+
+
+def test_a_pruned_weight_comes_back():
+    """A pruned weight whose score goes on rising overtakes a kept one and is used again."""
+    torch.manual_seed(0)
+    W = torch.tensor([[1.0, 1.0]])
+    model, pruner = attach(W, "movement")
+    m = pruner.matrices[0]
+    m.S.data = torch.tensor([[0.5, 0.0]])  # the second weight is pruned at first
+    optimizer = torch.optim.SGD([m.W, m.S], lr=0.1)
+    seen = []
+    for t in range(1, 10):
+        pruner.refresh(t)
+        seen.append(m.M[0].tolist())
+        loss = (model(torch.tensor([0.1, 1.0])) - 3.0) ** 2  # the second input matters more
+        loss.backward()
+        pruner.backward(t)
+        optimizer.step()
+    assert seen[0] == [1, 0] and seen[-1] == [0, 1]
+    assert model.weight[0, 1] != 0
+
+
+# -- Eq. (5)
+
+
+def test_schedule_at_its_corners():
+    s = Schedule(T=100, t_i=20, t_f=30)
+    assert [s.keep(t, 0.1) for t in (0, 10, 20)] == [1.0, 1.0, 1.0]
+    assert s.keep(45, 0.1) == pytest.approx(0.1 + 0.9 * 0.5**3)  # half way: (1/2)³ of the way
+    assert s.keep(21, 0.1) == pytest.approx(0.1 + 0.9 * (49 / 50) ** 3)
+    assert [s.keep(t, 0.1) for t in (70, 85, 100)] == [0.1, 0.1, 0.1]
+    assert s.keep(45, 0.1, v_i=0.6) == pytest.approx(0.1 + 0.5 / 8)
+    assert [s.tau(t, 0.1) for t in (20, 70)] == [0.0, 0.1]
+    assert s.tau(45, 0.1) == pytest.approx(0.1 * 7 / 8)
+
+
+def test_dense_touches_nothing():
+    W = torch.randn(3, 3)
+    model, pruner = attach(W, "dense")
+    pruner.refresh(5)
+    model(torch.ones(3)).sum().backward()
+    pruner.backward(5)
+    assert torch.equal(model.weight, W) and pruner.density() == 1.0
+    assert pruner.weights() == [model.weight] and pruner.scores() == []
+    assert model.weight.grad.tolist() == [[1.0] * 3] * 3
+
+
+# -- λ for a density
+
+
+@pytest.mark.parametrize("keep", [0.03, 0.1, 0.3])
+@pytest.mark.parametrize("method,score_lr", [("soft_movement", 0.03), ("l0", 0.1)])
+@pytest.mark.parametrize("scale", [1e-4, 1.0])
+def test_penalty_search_ends_at_the_density_asked_for(keep, method, score_lr, scale):
+    """On a noisy toy loss of any scale: neither early wind-up nor an emptied matrix."""
+    torch.manual_seed(0)
+    n, T = 4_000, 600
+    useful = torch.randn(n // 50, 50) * 0.3
+    model, pruner = attach(torch.ones(n // 50, 50), method, keep, Schedule(T, 60, 120))
+    m = pruner.matrices[0]
+    optimizer = torch.optim.Adam([m.S], lr=score_lr)
+    for t in range(T):
+        pruner.refresh(t)
+        model.weight.grad = scale * (torch.randn_like(useful) - useful)
+        factor = (T - t) / T
+        optimizer.param_groups[0]["lr"] = score_lr * factor
+        pruner.backward(t, score_lr * factor)
+        optimizer.step()
+    pruner.refresh(T, training=False)
+    assert pruner.density() == pytest.approx(keep, abs=0.005 if keep >= 0.05 else 0.002)
+    assert pruner.penalty > 0
+
+
+# -- any model
+
+
+def test_any_model_can_be_pruned_from_outside():
+    """Two steps on a plain network: the mask is exact and the loss's gradient is used."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(10, 20), nn.Tanh(), nn.Linear(20, 2))
+    pruner = Pruner({"0": net[0].weight, "2": net[2].weight}, "movement", 0.25, NOW)
+    others = [net[0].bias, net[2].bias]
+    optimizer = torch.optim.AdamW([{"params": pruner.weights() + others, "lr": 1e-2},
+                                   {"params": pruner.scores(), "lr": 1e-2}], weight_decay=0.0)
+    for t in range(1, 8):
+        pruner.refresh(t)
+        nn.functional.cross_entropy(net(torch.randn(8, 10)), torch.arange(8) % 2).backward()
+        pruner.backward(t)
+        optimizer.step()
+        optimizer.zero_grad()
+    pruner.refresh(10, training=False)
+    assert torch.count_nonzero(net[0].weight) == 50
+    assert torch.count_nonzero(net[2].weight) == 10
+
+
+def test_a_method_of_ones_own_in_ten_lines():
+    class Wanda:  # |W| times the size of the gradients seen: any score will do
+        learned, ranked, init = True, True, 0.0
+
+        def scores(self, W, S):
+            return W.abs() * (1 + S.abs())
+
+    model, pruner = attach(torch.randn(8, 8), Wanda(), keep=0.25)
+    pruner.refresh(10)
+    model(torch.ones(8)).sum().backward()
+    pruner.backward(10)
+    assert torch.count_nonzero(model.weight) == 16 and len(pruner.scores()) == 1
