@@ -147,7 +147,7 @@ def small_bert(name: str = "small") -> Path:
         make(folder, layers, width)
         print(f"pretraining took {time.time() - began:.0f} s", flush=True)
 
-    sources = ["pretrain.py", "sample_data.py", "bert.py"]
+    sources = ["pretrain.py", "bert.py", *sample_data.SOURCES]
     return cached(f"small-{layers}x{width}", sources, settings, make_and_tell)
 
 

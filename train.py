@@ -36,7 +36,7 @@ def data_folder(name: str) -> Path:
         if not Path(name).is_dir():
             raise UserError(f"--data {name}: no such folder (it should hold MNLI/, QQP/, …)")
         return Path(name)
-    return cached("sample", ["sample_data.py"], "", write_sample)
+    return cached("sample", sample_data.SOURCES, "", write_sample)
 
 
 def write_sample(folder: Path) -> None:
@@ -64,7 +64,6 @@ def load_rows(s: dict, task: data.Task) -> tuple[data.Rows, dict[str, data.Rows]
 
 def load_model(s: dict, task: data.Task):
     """→ model, tokenizer, its folder, names of freshly initialised tensors."""
-    torch.manual_seed(s["seed"])
     if pretrain.is_small(s["model"]):
         folder = pretrain.small_bert(s["model"])
     else:
@@ -81,6 +80,7 @@ def load_model(s: dict, task: data.Task):
         raise UserError(f"--max-length {s['max_length']}: {folder} has positions for "
                         f"{config.max_position_embeddings} tokens")
     classes = len(task.labels) or 1
+    torch.manual_seed(s["seed"])  # after pretraining, which draws numbers too
     if s["model"].startswith("untrained"):
         model, fresh = bert.create(config, "classification", classes), ["everything"]
     else:
