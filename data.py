@@ -81,6 +81,7 @@ class Task:
     metrics: callable
     dev: tuple[tuple[str, str], ...] = (("", "dev.tsv"),)
     header: tuple[str, ...] | None = None
+    span: bool = False  # answers are spans of a passage: squad.py reads and scores them
     unlabelled: str | None = None  # the value of rows on which the annotators did not agree
 
 
@@ -101,6 +102,7 @@ TASKS = {
     "cola": Task("CoLA", ("sentence",), "label", YES_NO, matthews,
                  header=("source", "label", "star", "sentence")),
     "stsb": Task("STS-B", PAIR, "score", (), pearson_and_spearman),
+    "squad": Task("SQuAD", (), "", (), None, (("", "dev-v1.1.json"),), span=True),
 }
 
 
@@ -184,13 +186,17 @@ def read_file(task: Task, path: Path) -> Rows:
     return rows
 
 
-def read(task: Task, folder: Path, split: str) -> Rows:
+def file_of(task: Task, folder: Path, split: str) -> Path:
     """`split` is "train" or one of the task's evaluation splits ("" or "_matched", …)."""
-    name = "train.tsv" if split == "train" else dict(task.dev)[split]
+    train = "train-v1.1.json" if task.span else "train.tsv"
     place = folder / task.folder
     if not place.is_dir():
         raise UserError(f"{place}: no such folder; --data names the folder that holds it")
-    return read_file(task, place / name)
+    return place / (train if split == "train" else dict(task.dev)[split])
+
+
+def read(task: Task, folder: Path, split: str) -> Rows:
+    return read_file(task, file_of(task, folder, split))
 
 
 def draw(rows: Rows, n: int | None) -> Rows:

@@ -89,6 +89,21 @@ def locked(folder: Path):
         yield
 
 
+def hold(path: Path, taken: str):
+    """An open lock file that only one process can have; UserError(taken) for a second one."""
+    file = open(path, "w")
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # Windows: no lock
+        pass
+    except OSError:
+        file.close()
+        raise UserError(taken) from None
+    return file
+
+
 def cached(name: str, sources: list[str], settings: str, make) -> Path:
     """The cache folder NAME-KEY, made by `make(folder)` if it is not there yet.
 

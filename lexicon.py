@@ -19,58 +19,37 @@ def split(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-SLOTS = split("who what go act who_adj what_adj place")
+SLOTS = split("who what go act place")
 LEXICON_TEXT = """
-farm / animal=creature(dog=hound(poodle terrier beagle) horse(mare pony) bird(hen duck rooster)) /
- vegetable=veggie(carrot turnip radish) fruit(apple pear plum) / run(gallop
- trot)|rest(sleep=slumber sit) / eat=consume(devour nibble) smell=sniff touch(lick nudge) /
- hungry(starving)|fed;wet=damp(soaked)|dry;black|white|brown /
- ripe=mature|rotten(moldy);sweet(sugary)|sour / village(barn(hayloft) stable(stall) meadow)
-city / person(tourist=visitor(backpacker) driver=motorist(cabbie trucker) seller=vendor(grocer)) /
- item=object(bag(purse satchel) toy(doll kite) hat(beret bonnet)) / walk(stroll
- march)|stand(queue)|dance(waltz) / buy=purchase carry(haul) paint(varnish) find=discover /
- rich=wealthy|poor(penniless);late=tardy|early;angry(furious)|calm / red(scarlet
- crimson)|blue(navy);cheap=inexpensive|costly=expensive / town=city(mall(bakery kiosk)
- park(playground) station(booth))
-school / person(pupil=student(freshman junior) teacher=instructor(professor) parent(mother father))
- / text(book=volume(novel atlas) essay poem(sonnet haiku)) picture=image(sketch portrait) /
- jump=leap(hop)|sit(squat)|march(parade) / study=examine(memorize) copy=duplicate(trace)
- praise=commend / bored=uninterested|curious(inquisitive);blond|brunette;sick=ill(feverish)|healthy
- / long=lengthy|short=brief;famous=renowned|unknown=obscure / school=academy(library(archive)
- classroom gym=gymnasium)
-hospital / person(doctor=physician(surgeon oncologist) nurse(midwife) patient(outpatient
- inpatient)) / tool=instrument(scalpel syringe) drug=medicine(vaccine painkiller(aspirin))
- cloth(bandage) / cry=weep(sob)|laugh(giggle chuckle)|sleep=slumber(doze) / clean(scrub sterilize)
- use=employ hide=conceal bring=fetch /
- tired=weary(exhausted)|rested;scared=frightened(terrified)|fearless;bald=hairless|bearded /
- white(ivory)|gray;new|used=secondhand / clinic=infirmary(ward(nursery) laboratory=lab pharmacy)
-forest / beast(bear(grizzly cub) canine(coyote jackal fox) rodent(squirrel beaver)) /
- plant(tree(oak birch maple) flower=blossom(tulip violet) shrub=bush) /
- climb(scramble)|swim(paddle)|crouch=squat / destroy=ruin(shred) watch=observe circle=orbit /
- wounded=injured|unhurt=unharmed;muddy=grimy|spotless;tame|wild=untamed /
- dead(withered)|living;thorny=prickly|smooth / forest=woods(valley=dale(gorge) cave=cavern(grotto)
- clearing=glade)
-stage / artist(musician(pianist drummer violinist) actor=performer(comedian) dancer(ballerina)) /
- work(song=tune(ballad anthem) play=drama(tragedy farce) film=movie(western documentary)) /
- bow(curtsy)|skate(glide)|sit(slouch) / discuss(debate) admire(adore) criticize(slam) record=tape /
- nervous=anxious(panicky)|relaxed;young=youthful(teenage)|old=aged;masked|unmasked /
- recent|ancient(prehistoric);funny=comic(hilarious)|sad=tragic / theater=playhouse(foyer=lobby
- balcony(loge) backroom)
-sea / sailor=mariner(captain=skipper deckhand) diver(snorkeler) pirate=buccaneer(corsair) /
- treasure(coin(ducat) jewel=gem(ruby emerald pearl)) boat=vessel(canoe ferry yacht) /
- swim(snorkel)|climb(clamber)|sleep=slumber(snooze) / steal(pilfer) lose=misplace guard=protect
- hide=conceal / seasick=queasy|steady;sunburned(blistered)|pale;brave(heroic)|cowardly=timid /
- shiny=gleaming(dazzling)|dull=matte;old=antique|new / harbor=port(dock=wharf(slipway) lighthouse
- cove(lagoon))
-castle / noble=aristocrat(king(emperor) queen lord=baron) soldier=warrior(knight archer(bowman)) /
- weapon(sword(saber rapier) spear=lance dagger) garment(robe=gown(toga) cape=cloak) /
- ride(canter)|pray=worship|duel(joust) / burn(scorch) bless polish=buff demand /
- loyal=faithful(devoted)|treacherous;armored|unarmored;proud(haughty)|humble=modest /
- sharp=keen(jagged)|blunt;golden=gilded|silver=silvery / palace=castle(dungeon=prison(cell) chapel
- turret=tower(attic))
+farm / animal=creature(dog(poodle beagle) horse(mare pony) bird(hen duck)) /
+ vegetable=veggie(carrot turnip) fruit(apple pear) / run(gallop trot)|rest(sleep=slumber) /
+ eat=consume(devour nibble) smell=sniff / village(barn(hayloft) stable meadow)
+city / person(tourist=visitor(backpacker) driver=motorist(cabbie) seller=vendor(grocer)) /
+ item=object(bag(purse satchel) toy(doll kite)) / walk(stroll march)|stand(queue) /
+ buy=purchase carry(haul) paint / town(mall(bakery kiosk) park station)
+school / person(pupil=student(freshman) teacher=instructor(professor) parent(mother father)) /
+ text(book=volume(novel atlas) poem(sonnet)) picture=image(sketch) / jump=leap(hop)|sit(squat) /
+ study=examine(memorize) copy(trace) / school=academy(library(archive) classroom gym)
+hospital / person(doctor=physician(surgeon) nurse(midwife) patient(outpatient)) /
+ tool=instrument(scalpel syringe) drug=medicine(vaccine painkiller) / cry=weep(sob)|laugh(giggle) /
+ clean(scrub sterilize) hide=conceal / clinic=infirmary(ward(nursery) pharmacy)
+forest / beast(bear(grizzly cub) canine(coyote jackal) rodent(squirrel)) /
+ plant(tree(oak birch) flower=blossom(tulip violet)) / climb(scramble)|crouch /
+ destroy=ruin(shred) watch=observe / forest=woods(valley(gorge) cave=cavern clearing)
+stage / artist(musician(pianist drummer) actor=performer(comedian) dancer(ballerina)) /
+ work(song=tune(ballad anthem) play=drama(tragedy)) / bow(curtsy)|skate(glide) /
+ discuss(debate) admire(adore) record / theater=playhouse(foyer=lobby balcony(loge))
+sea / sailor=mariner(captain=skipper deckhand) diver(snorkeler) pirate /
+ treasure(coin(ducat) jewel=gem(ruby emerald)) boat=vessel(canoe) / swim(paddle)|dive /
+ steal(pilfer) lose=misplace / harbor=port(dock=wharf lighthouse cove(lagoon))
+castle / noble=aristocrat(king queen) soldier=warrior(knight archer) /
+ weapon(sword(saber rapier) spear=lance) garment(robe=gown) / ride(canter)|pray=worship /
+ burn(scorch) polish=buff / palace=castle(dungeon=prison(cell) chapel tower(attic))
 """
 DAYS = split("monday tuesday wednesday thursday friday saturday sunday")
 SHARED = {  # in every genre
+    "who_adj": "tired=weary(exhausted)|rested;angry(furious)|calm;hungry(starving)|fed;young|old",
+    "what_adj": "new|old=aged(ancient);large=big(huge)|small(tiny);wet=damp(soaked)|dry;red|blue",
     "time": ";".join(f"on_{day}(on_{day}_morning on_{day}_evening)" for day in DAYS),
     "adverb": "quietly=silently; slowly; happily=gladly; carefully=cautiously",
     "meet": "help=assist follow=trail greet=welcome warn=alert blame=accuse visit thank call=phone",

@@ -11,6 +11,7 @@ import argparse
 import math
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def small_config(layers: int, width: int, vocab_size: int) -> bert.Config:
     )
 
 
-def train_tokenizer(texts: list[str]) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
     """BERT's lower-casing WordPiece, its vocabulary learned from `texts`."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -125,8 +126,8 @@ def train(features: data.Features, tokenizer: Tokenizer, layers: int, width: int
 
 def make(folder: Path, layers: int, width: int) -> None:
     texts = list(sample_data.pretraining_text(DOCUMENTS))
-    tokenizer = train_tokenizer(texts)
-    rows = data.Rows([(text,) for text in texts], np.zeros(len(texts), dtype=np.int64))
+    tokenizer = train_tokenizer(" ".join(text) for text in texts)
+    rows = data.Rows(texts, np.zeros(len(texts), dtype=np.int64))
     model, loss = train(data.encode(rows, tokenizer, 64), tokenizer, layers, width)
     print(f"pretrained: masked-token loss {loss:.2f} (perplexity {math.exp(loss):.1f})")
     bert.save(model, folder)

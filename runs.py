@@ -1,38 +1,77 @@
-"""The folder that a run leaves behind: where it is, what is in it, what is measured of it."""
+"""The folder that a run leaves behind: where it is, what is in it, and how to go on after an
+interruption.
 
+    config.json model.safetensors tokenizer.json …   the pruned model, W ⊙ M, as Hugging Face has it
+    pruning.safetensors    per matrix: mask bits, scores S, and W where it is pruned
+    run.json metrics.json log.jsonl                  every setting; the result; a line each 10 steps
+    checkpoint.pt          only while a run is unfinished: all that is needed to go on
+"""
+
+import io
+import json
 import platform
-import shutil
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import safetensors.torch
 import tokenizers
 import torch
+from tqdm import tqdm
 
 import bert
-from files import UserError, write_atomically, write_json
+import parallel
+import report
+from files import UserError, hold, read_json, write_atomically, write_json
+from report import say
+
+TOKENIZER_FILES = ("vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
+FILES = ("config.json", "model.safetensors", "pruning.safetensors", "run.json", "metrics.json",
+         "log.jsonl", "checkpoint.pt", "predictions.json", "nbest_predictions.json",
+         "evaluation.json", "tokenizer.json", *TOKENIZER_FILES)
+LOG_EVERY = 10  # steps
 
 
-def choose_folder(output: str | None, name: str, overwrite: bool) -> Path:
-    """The output folder; a default name gets -2, -3 … when taken, a given one is refused."""
-    if output is None:
-        folder, n = Path("runs") / name, 2
-        while folder.exists() and any(folder.iterdir()) and not overwrite:
-            folder, n = Path("runs") / f"{name}-{n}", n + 1
-        return folder
-    folder = Path(output)
+# -------------------------------------------------------------------------------- the folder
+
+
+def default_folder(s: dict, free: bool) -> Path:
+    """runs/TASK-METHOD-KEEP-sSEED, or the first free -2, -3 …; with free=False the last taken."""
+    keep = "" if s["method"] == "dense" else f"-{s['keep']:g}"
+    first = last = Path("runs") / f"{s['task']}-{s['method']}{keep}-s{s['seed']}"
+    n = 1
+    folder = first
+    while folder.exists() and any(folder.iterdir()):
+        last, n = folder, n + 1
+        folder = first.with_name(f"{first.name}-{n}")
+    return folder if free else last
+
+
+def choose_folder(s: dict, overwrite: bool, resume: bool) -> Path:
+    """The output folder, the same for every process; one that holds files is not touched unasked.
+    """
+    if not parallel.is_main():
+        return parallel.same(None)
+    folder = Path(s["output"] or default_folder(s, free=not (overwrite or resume)))
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; --output names a folder")
-    if folder.exists() and any(folder.iterdir()) and not overwrite:
-        raise UserError(f"{folder}: holds files already; choose another --output, or --overwrite")
-    return folder
+    if folder.exists() and any(folder.iterdir()) and not resume:
+        if not overwrite:
+            raise UserError(f"{folder}: holds files already; choose another --output, "
+                            "or --resume, or --overwrite")
+        if not (folder / "run.json").exists():
+            raise UserError(f"{folder}: does not hold a run, so --overwrite leaves it alone; "
+                            "choose another --output")
+    return parallel.same(folder)
 
 
-def empty_folder(folder: Path) -> None:
-    """Make the folder, removing what an overwritten run left there."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+def finished(folder: Path) -> bool:
+    """Prints the result of a run that is over; False if there is still something to do."""
+    if not (folder / "metrics.json").exists():
+        return False
+    say(f"{folder}: finished already\n" + report.result(read_json(folder / "metrics.json"), folder))
+    return True
 
 
 def versions() -> dict:
@@ -40,6 +79,142 @@ def versions() -> dict:
             "numpy": np.__version__, "tokenizers": tokenizers.__version__,
             "processor": platform.processor() or platform.machine(),
             "threads": torch.get_num_threads()}
+
+
+class Run:
+    """A run under way: its bar, its log, its checkpoints. Only the main process shows or writes.
+
+    A checkpoint holds weights, scores, masks, optimiser, schedule, λ's search and the state of
+    the random numbers; the order of the data follows from seed and step.
+    """
+
+    def __init__(self, folder: Path, s: dict, pruner, fingerprint: str, resume: bool):
+        self.folder, self.s, self.pruner, self.resume = folder, s, pruner, resume
+        self.fixed = {k: v for k, v in s.items() if k not in ("output", "save_every")}
+        self.fixed["data_fingerprint"] = fingerprint
+        self.T, self.t, self.seconds, self.smooth = s["steps"], 0, 0.0, None
+        self.bar, self.log, self.stopping = None, None, False
+
+    def __enter__(self):
+        self.began = time.perf_counter()
+        if parallel.is_main():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock = hold(self.folder / ".lock", f"{self.folder}: another run is at work there")
+            if not self.resume:
+                for name in FILES:
+                    (self.folder / name).unlink(missing_ok=True)
+            write_json(self.folder / "run.json", self.fixed | versions() | {
+                "output": str(self.folder), "processes": parallel.world()})
+        self.handler = signal.signal(signal.SIGINT, self.interrupt)
+        return self
+
+    def __exit__(self, *error):
+        signal.signal(signal.SIGINT, self.handler)
+        self.seconds += time.perf_counter() - self.began
+        if self.bar is not None:
+            self.bar.close()
+            self.log.close()
+        if parallel.is_main():
+            self.lock.close()
+            (self.folder / ".lock").unlink(missing_ok=True)
+
+    def interrupt(self, *_):
+        """Ctrl-C ends the run after the step under way; a second one at once."""
+        signal.signal(signal.SIGINT, self.handler)
+        self.stopping = True
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    def restore(self, model, pruner, optimizer, scheduler) -> int:
+        """Go on from the folder's checkpoint, if asked to; → the step to begin with."""
+        self.parts = (model, pruner, optimizer, scheduler)
+        if self.resume and not self.checkpoint.exists():
+            say(f"{self.folder}: no checkpoint there yet, so it starts from step 0")
+        if self.resume and self.checkpoint.exists():
+            self.load()
+        if parallel.is_main():
+            self.open_log()
+            self.bar = tqdm(total=self.T, initial=self.t, unit="step", mininterval=0.5,
+                            disable=None)
+        return self.t
+
+    def load(self) -> None:
+        try:
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            then = json.loads(state["settings"])
+        except Exception as error:  # torch raises many kinds; each means a file to do without
+            raise UserError(f"{self.checkpoint}: not a readable checkpoint "
+                            f"({str(error).splitlines()[0]}); --overwrite starts anew") from error
+        now = json.loads(json.dumps(self.fixed))
+        if then != now:
+            other = [f"{k} was {then.get(k)}, is now {now.get(k)}"
+                     for k in sorted(then.keys() | now.keys()) if then.get(k) != now.get(k)]
+            raise UserError(f"{self.checkpoint}: of a run with other settings ("
+                            + "; ".join(other) + "); give the same, or --overwrite")
+        for part, saved in zip(self.parts, state["parts"]):
+            part.load_state_dict(saved)
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"]:
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        self.t, self.seconds, self.smooth = state["t"], state["seconds"], state["smooth"]
+        say(f"going on from step {self.t} of {self.T}")
+
+    def save(self) -> None:
+        """A checkpoint of the state after step t, complete or not at all."""
+        if not parallel.is_main():
+            return
+        buffer = io.BytesIO()
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        torch.save({
+            "settings": json.dumps(self.fixed), "t": self.t, "smooth": self.smooth,
+            "seconds": self.seconds + time.perf_counter() - self.began,
+            "parts": [part.state_dict() for part in self.parts],
+            "rng": torch.get_rng_state(), "cuda_rng": cuda,
+        }, buffer)
+        write_atomically(self.checkpoint, buffer.getbuffer())
+
+    def forget(self) -> None:
+        """The run is over: nothing is left to go on with."""
+        self.checkpoint.unlink(missing_ok=True)
+
+    def open_log(self) -> None:
+        """log.jsonl, without lines from after the checkpoint."""
+        path = self.folder / "log.jsonl"
+        lines = path.read_text().splitlines() if self.t and path.exists() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < self.t]
+        write_atomically(path, "".join(line + "\n" for line in kept))
+        self.log = open(path, "a")
+
+    def step(self, t: int, loss: float, rates: list[float]) -> None:
+        """Called after every optimiser step: bar, log, checkpoint, Ctrl-C."""
+        self.t = t + 1
+        self.smooth = loss if self.smooth is None else 0.98 * self.smooth + 0.02 * loss
+        if self.bar is not None:
+            self.show(t, loss, rates)
+        if self.t % self.s["save_every"] == 0 and self.t < self.T:
+            self.save()
+        if self.stopping:
+            self.save()
+            say(f"\nstopped after step {self.t}; go on with the same command and --resume"
+                + ("" if self.s["output"] else f" --output {self.folder}"))
+            raise KeyboardInterrupt
+
+    def show(self, t: int, loss: float, rates: list[float]) -> None:
+        self.bar.update()
+        if t % LOG_EVERY and self.t != self.T:
+            return
+        density = self.pruner.density()
+        row = {"step": t, "loss": loss, "density": density, "penalty": self.pruner.penalty,
+               "lr": rates[0], "score_lr": rates[-1] if len(rates) > 1 else None}
+        self.log.write(json.dumps(row) + "\n")
+        self.log.flush()
+        shown = f"loss {self.smooth:.3f} · density {density:.3f} · lr {rates[0]:.1e}"
+        self.bar.set_postfix_str(shown, refresh=False)
+        tenth = self.t * 10 // self.T
+        if self.bar.disable and tenth > max(0, self.t - LOG_EVERY) * 10 // self.T:
+            say(f"step {self.t}/{self.T} · {shown}")
 
 
 def pack(mask: torch.Tensor) -> torch.Tensor:
@@ -59,32 +234,11 @@ def save_pruning(pruner, path: Path) -> None:
     write_atomically(path, safetensors.torch.save(tensors))
 
 
-def save(folder: Path, model, labels, tokenizer, tokenizer_files: Path, pruner) -> None:
+def save(folder: Path, model, task, tokenizer, tokenizer_folder: Path, pruner) -> None:
     """The pruned model as a Hugging Face folder, and the pruning beside it."""
-    bert.save(model, folder, labels)
+    bert.save(model, folder, None if task.span else list(task.labels) or ["score"])
     save_pruning(pruner, folder / "pruning.safetensors")
     write_atomically(folder / "tokenizer.json", tokenizer.to_str())
-    for name in ("vocab.txt", "tokenizer_config.json", "special_tokens_map.json"):
-        if (tokenizer_files / name).exists():
-            write_atomically(folder / name, (tokenizer_files / name).read_bytes())
-
-
-def sizes(model, pruner) -> dict:
-    """Counts and densities of the finished model, each with its own denominator."""
-    matrices = [m.weight.detach() for m in pruner.matrices]
-    left = sum(int(torch.count_nonzero(w)) for w in matrices)
-    entries = sum(w.numel() for w in matrices)
-    layers = sum(p.numel() for p in model.bert.layers.parameters())
-    total = sum(p.numel() for p in model.parameters())
-    nonzero = sum(int(torch.count_nonzero(p)) for p in model.parameters())
-    return {
-        "density": left / entries,  # of the pruned matrices' entries
-        "encoder_density": (left + layers - entries) / layers,  # biases and LayerNorms counted
-        "nonzero_parameters": left,  # in the encoder's matrices
-        "nonzero_parameters_total": nonzero,  # embeddings and head too
-        "total_parameters": total,
-    }
-
-
-def save_metrics(folder: Path, metrics: dict) -> None:
-    write_json(folder / "metrics.json", metrics)
+    for name in TOKENIZER_FILES:
+        if (tokenizer_folder / name).exists():
+            write_atomically(folder / name, (tokenizer_folder / name).read_bytes())

@@ -12,8 +12,12 @@ their roles).
 import random
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+
+import sample_squad
+from files import write_atomically, write_json
 
 from lexicon import (
     GENRES_MATCHED,
@@ -28,12 +32,16 @@ from lexicon import (
     split,
 )
 from sample_nli import LINKS, infer, mnli_rows, random_frame, render
+from sample_squad import squad_json
 
-SOURCES = ["lexicon.py", "sample_nli.py", "sample_data.py"]  # what the sample depends on
+SOURCES = ["lexicon.py", "sample_nli.py", "sample_squad.py", "sample_data.py"]  # what the sample depends on
 SIZES = {
-    "mnli": {"train": 12_000, "dev_matched": 1_500, "dev_mismatched": 1_500},
+    "mnli": {"train": 24_000, "dev_matched": 1_500, "dev_mismatched": 1_500},
     "qqp": {"train": 8_000, "dev": 1_500},
     "sst2": {"train": 8_000, "dev": 1_500},
+    "rte": {"train": 4_000, "dev": 1_000},
+    "cola": {"train": 4_000, "dev": 1_000},
+    "squad": sample_squad.SIZES,
 }
 
 # ---- SST-2.  {a}: a word of the clause's polarity, {b}: of the opposite one, {x}: of any
@@ -70,14 +78,14 @@ def clause(rng: random.Random, good: bool) -> str:
     return choose(rng, forms.split("|")).strip().format(n=n, m=m, **words)
 
 
-def review(rng: random.Random, good: bool) -> str:
+def review(rng: random.Random, good: bool) -> tuple[str]:
     """A sentence whose main clause has that polarity."""
     main, other = clause(rng, good), clause(rng, good != (rng.random() < 0.6))
     aside = f"the {choose(rng, GOOD + BAD)} {choose(rng, ASPECTS)}"
     forms = ("{o} but {m}", "{o} , but {m}", "{o} ; still , {m}", "although {o} , {m}",
              "{m} , although {o}", "despite {a} , {m}", "{m} despite {a}")
     form = choose(rng, forms) if rng.random() < 0.5 else "{m}"
-    return articles(form.format(m=main, o=other, a=aside)) + " ."
+    return (articles(form.format(m=main, o=other, a=aside)) + " .",)
 
 
 # ---- QQP: families of question types (lines) and their wordings ("|"); "~": a and b may swap
@@ -142,6 +150,33 @@ def question_pair(rng: random.Random, genre: str, same: bool) -> tuple[str, str]
     return ask(rng, kind, args), ask(rng, other, new)
 
 
+# ---- CoLA: a sentence, or one with its agreement, verb form, word order or article spoilt
+def spoil(rng: random.Random, text: str) -> str:
+    """One mistake that a native speaker hears."""
+    words = text.split()
+    spots = {i: SPOILT[w] for i, w in enumerate(words) if w in SPOILT}
+    dice = rng.random()
+    if spots and dice < 0.6:
+        i = choose(rng, tuple(spots))
+        words[i] = spots[i]
+    elif dice < 0.8:
+        i = int(rng.random() * (len(words) - 2))
+        words[i], words[i + 1] = words[i + 1], words[i]
+    else:
+        i = int(rng.random() * (len(words) - 1))
+        words.insert(i, words[i])
+    return " ".join(words)
+
+
+SPOILT = {"is": "are", "are": "is", "every": "most", "all": "every", "did": "was", "most": "no",
+          "some": "every", "no": "all"}
+
+
+def statement(rng: random.Random, genre: str, good: bool) -> tuple[str]:
+    text = render(random_frame(rng, genre)) + " ."
+    return (text if good else spoil(rng, text),)
+
+
 # ---- pretraining text.  What to say of a word w, its synonym n, its kind u, and its opposite o
 FACTS = {
     "who": "a {w} is the same as a {n} .|a {w} is a kind of {u} .|every {w} is a {u} .|"
@@ -173,28 +208,28 @@ def facts(rng: random.Random, genre: str) -> str:
     return articles(" ".join(rng.sample(said, min(len(said), 2)))) or facts(rng, genre)
 
 
-def pretraining_text(n: int) -> Iterator[str]:
+def pretraining_text(n: int) -> Iterator[tuple[str, ...]]:
     """n documents of facts, inferences, descriptions, reviews and questions; no evaluation rows."""
     rng = random.Random("pretraining text")
     while n:
         genre, dice = choose(rng, GENRES_MATCHED + GENRES_MISMATCHED), rng.random()
         good = rng.random() < 0.5
         first = second = ""
-        if dice < 0.15:
+        if dice < 0.2:
             second = facts(rng, genre)
-        elif dice < 0.62:
+        elif dice < 0.65:
             (first, second), lab, _ = infer(rng, genre, "text") or (("", ""), "", "")
             second = lab and f"{choose(rng, LINKS[lab])} {second}"
-        elif dice < 0.7:
+        elif dice < 0.72:
             first, second = (render(random_frame(rng, genre)) + " ." for _ in range(2))
-        elif dice < 0.85:
-            first, second = review(rng, good), f"it is {'good' if good else 'bad'} ."
+        elif dice < 0.86:
+            first, second = *review(rng, good), f"it is {'good' if good else 'bad'} ."
         else:
             first, second = question_pair(rng, genre, good)
             second = f"{'in other words' if good else 'another question is'} , {second}"
         if second and (not first or role(first) == "text"):
             n -= 1
-            yield f"{first} {second}".strip()
+            yield (first, second) if first else (second,)
 
 
 # ---- files
@@ -204,40 +239,74 @@ def two_way_rows(n: int, part: str, make, *context) -> Iterator[tuple]:
     while len(seen) < n:
         lab = len(seen) % 2
         texts = make(rng, *(choose(rng, genres) for genres in context), bool(lab))
-        texts = texts if context else (texts,)
         if role(texts[0]) == part and texts not in seen and len(set(texts)) == len(texts):
             seen.add(texts)
             yield *texts, lab
 
 
+def nli_table(name: str, n: int) -> Iterator[tuple]:
+    """MNLI's columns and rows."""
+    part = name.split("_")[0]
+    genres = GENRES_MISMATCHED if name == "dev_mismatched" else GENRES_MATCHED
+    votes = split("label1" if part == "train" else "label1 label2 label3 label4 label5")
+    yield (*split("index promptID pairID genre sentence1_binary_parse sentence2_binary_parse "
+                  "sentence1_parse sentence2_parse sentence1 sentence2"), *votes, "gold_label")
+    for i, (genre, *pair, lab) in enumerate(mnli_rows(n, genres, part)):
+        yield (i, i, i, genre, *[""] * 4, *pair, *[lab] * (len(votes) + 1))
+
+
+def qqp_table(name: str, n: int) -> Iterator[tuple]:
+    yield split("id qid1 qid2 question1 question2 is_duplicate")
+    for i, row in enumerate(two_way_rows(n, name, question_pair, GENRES_MATCHED)):
+        yield (i, 2 * i, 2 * i + 1, *row)
+
+
+def sst2_table(name: str, n: int) -> Iterator[tuple]:
+    yield split("sentence label")
+    yield from two_way_rows(n, name, review)
+
+
+def rte_table(name: str, n: int) -> Iterator[tuple]:
+    """Half of the rows are entailed; the others contradicted or neither."""
+    yield split("index sentence1 sentence2 label")
+    counts = Counter()
+    for _, *pair, lab in mnli_rows(2 * n, GENRES_MATCHED, name):
+        lab = lab if lab == "entailment" else "not_entailment"
+        if counts[lab] * 2 < n:
+            yield (sum(counts.values()), *pair, lab)
+            counts[lab] += 1
+
+
+def cola_table(name: str, n: int) -> Iterator[tuple]:
+    """No header, as in the official file: source, label, the author's star, sentence."""
+    for sentence, good in two_way_rows(n, name, statement, GENRES_MATCHED):
+        yield ("sample", good, "" if good else "*", sentence)
+
+
+TABLES = {"mnli": ("MNLI", nli_table), "qqp": ("QQP", qqp_table), "sst2": ("SST-2", sst2_table),
+          "rte": ("RTE", rte_table), "cola": ("CoLA", cola_table)}
+
+
 def write_task(task: str, folder: Path) -> None:
     """Write all splits of a task in the official layout below folder."""
     for name, n in SIZES[task].items():
-        part = name.split("_")[0]
-        if task == "sst2":
-            columns, rows = "sentence label", two_way_rows(n, part, review)
-        elif task == "qqp":
-            columns = "id qid1 qid2 question1 question2 is_duplicate"
-            pairs = two_way_rows(n, part, question_pair, GENRES_MATCHED)
-            rows = ((i, 2 * i, 2 * i + 1, *row) for i, row in enumerate(pairs))
-        else:
-            genres = GENRES_MISMATCHED if name == "dev_mismatched" else GENRES_MATCHED
-            votes = "label1" if part == "train" else "label1 label2 label3 label4 label5"
-            columns = ("index promptID pairID genre sentence1_binary_parse sentence2_binary_parse "
-                       f"sentence1_parse sentence2_parse sentence1 sentence2 {votes} gold_label")
-            rows = ((i, i, i, genre, *[""] * 4, *pair, *[lab] * (votes.count(" ") + 2))
-                    for i, (genre, *pair, lab) in enumerate(mnli_rows(n, genres, part)))
-        path = folder / {"mnli": "MNLI", "qqp": "QQP", "sst2": "SST-2"}[task] / f"{name}.tsv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = (columns.split(), *(map(str, row) for row in rows))
-        path.write_text("".join("\t".join(line) + "\n" for line in lines), encoding="utf-8")
+        if task == "squad":
+            write_json(folder / "SQuAD" / f"{name}-v1.1.json", squad_json(name, n))
+            continue
+        place, table = TABLES[task]
+        lines = ("\t".join(map(str, row)) + "\n" for row in table(name, n))
+        write_atomically(folder / place / f"{name}.tsv", "".join(lines))
+
+
+def write_all(folder: Path) -> None:
+    for task in SIZES:
+        write_task(task, folder)
 
 
 if __name__ == "__main__":
     print(SIZES)
     with tempfile.TemporaryDirectory() as scratch:
-        for task_name in SIZES:
-            write_task(task_name, Path(scratch))
+        write_all(Path(scratch))
         for file in sorted(Path(scratch).glob("*/dev*.tsv")):
             print(f"\n{file.parent.name}/{file.name}")
             for line in file.read_text(encoding="utf-8").split("\n")[1:7]:

@@ -2,75 +2,94 @@
 
     python train.py --task mnli --method movement       generated sample, small BERT
     python train.py --task mnli --method soft_movement --keep 0.03
-    python train.py --task sst2 --method magnitude --data glue --model path/to/bert
+    python train.py --task squad --method magnitude --data DIR --model path/to/bert
+    python train.py --task mnli --method movement --teacher runs/mnli-dense-s0
 
 Data flows one way: rows → features → batches → model (and masks) → loss → step → metrics → folder.
-Recipes and flags are in settings.py.
+Recipes and flags are in settings.py, what a run says and leaves behind is in runs.py.
 """
 
-import json
+import itertools
 import math
-import time
 from pathlib import Path
 
+import download
 import numpy as np
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
 import bert
 import data
+import distill
 import masking
+import parallel
 import pretrain
+import report
 import runs
 import sample_data
+import squad
 from files import RunError, UserError, cached, run_main, write_json
 from settings import choose_precision, make_parser, make_schedule, settings
 
 # ----------------------------------------------------------------- rows, features and model
 
 
-def data_folder(name: str) -> Path:
-    """The folder of GLUE's files; the generated sample is written on first use."""
-    if name != "sample":
-        if not Path(name).is_dir():
-            raise UserError(f"--data {name}: no such folder (it should hold MNLI/, QQP/, …)")
-        return Path(name)
-    return cached("sample", sample_data.SOURCES, "", write_sample)
+def data_folder(name: str, task_name: str) -> Path:
+    """The folder of the official files; sample and download are made on first use."""
+    if name == "sample":
+        folder = cached("sample", sample_data.SOURCES, "", sample_data.write_all)
+        if not (folder / data.TASKS[task_name].folder).is_dir():
+            raise UserError(f"--task {task_name}: there is no sample of it; give --data DIR with "
+                            f"the official files in DIR/{data.TASKS[task_name].folder}, or "
+                            "--data download")
+        return folder
+    if name == "download":
+        return download.data_folder(task_name)
+    if not Path(name).is_dir():
+        raise UserError(f"--data {name}: no such folder (it should hold MNLI/, QQP/, SQuAD/, …)")
+    return Path(name)
 
 
-def write_sample(folder: Path) -> None:
-    for task in sample_data.SIZES:
-        sample_data.write_task(task, folder)
+def read(task: data.Task, folder: Path, split: str):
+    """Rows of GLUE, or questions of SQuAD; `split` as in data.read."""
+    return squad.read(data.file_of(task, folder, split)) if task.span else data.read(
+        task, folder, split)
 
 
-def load_rows(s: dict, task: data.Task) -> tuple[data.Rows, dict[str, data.Rows]]:
-    """Training rows and evaluation rows by split. All files are checked before rows are drawn."""
-    folder = data_folder(s["data"])
-    if s["data"] == "sample" and not (folder / task.folder).is_dir():
-        raise UserError(f"--task {s['task']}: there is no sample of it; give --data DIR with the "
-                        f"official files in DIR/{task.folder}")
-    train = data.read(task, folder, "train")
+def load_rows(s: dict, task: data.Task):
+    """Training rows, and evaluation rows by split. All is read and checked before rows are drawn.
+    """
+    folder = data_folder(s["data"], s["task"])
+    train = read(task, folder, "train")
     if s["held_out"]:
         order = np.random.default_rng(0).permutation(len(train))
         cut = max(1, round(s["held_out"] * len(train)))
         held = {"": train.take(np.sort(order[:cut]))}
         train = train.take(np.sort(order[cut:]))
     else:
-        held = {split: data.read(task, folder, split) for split, _ in task.dev}
+        held = {split: read(task, folder, split) for split, _ in task.dev}
     train = data.draw(train, s["max_train_rows"])
     return train, {split: data.draw(rows, s["max_eval_rows"]) for split, rows in held.items()}
 
 
+def encode(task: data.Task, rows, tokenizer, s: dict, training: bool = False) -> data.Features:
+    if task.span:
+        return squad.encode(rows, tokenizer, s["max_length"], s["doc_stride"], training=training)
+    return data.encode(rows, tokenizer, s["max_length"])
+
+
+def model_folder(name: str) -> Path:
+    """Where the weights are: the small BERT's cache, a folder, or huggingface_hub's cache."""
+    if pretrain.is_small(name):
+        return pretrain.small_bert(name)
+    if Path(name).is_dir():
+        return Path(name)
+    return download.model_folder(name)
+
+
 def load_model(s: dict, task: data.Task):
     """→ model, tokenizer, its folder, names of freshly initialised tensors."""
-    if pretrain.is_small(s["model"]):
-        folder = pretrain.small_bert(s["model"])
-    else:
-        folder = Path(s["model"])
-        if not folder.is_dir():
-            raise UserError(f"--model {folder}: no such folder (one with config.json and "
-                            "model.safetensors is expected, or small)")
+    folder = model_folder(s["model"])
     tokenizer = data.load_tokenizer(folder)
     config, _ = bert.read_config(folder)
     if tokenizer.get_vocab_size() > config.vocab_size:
@@ -79,12 +98,12 @@ def load_model(s: dict, task: data.Task):
     if s["max_length"] > config.max_position_embeddings:
         raise UserError(f"--max-length {s['max_length']}: {folder} has positions for "
                         f"{config.max_position_embeddings} tokens")
-    classes = len(task.labels) or 1
+    head, outputs = ("span", 2) if task.span else ("classification", len(task.labels) or 1)
     torch.manual_seed(s["seed"])  # after pretraining, which draws numbers too
     if s["model"].startswith("untrained"):
-        model, fresh = bert.create(config, "classification", classes), ["everything"]
+        model, fresh = bert.create(config, head, outputs), ["everything"]
     else:
-        model, fresh = bert.load(folder, "classification", classes)
+        model, fresh = bert.load(folder, head, outputs)
     if not s["train_embeddings"]:
         model.bert.embeddings.requires_grad_(False)
     return model.to(s["device"]), tokenizer, folder, fresh
@@ -93,7 +112,14 @@ def load_model(s: dict, task: data.Task):
 # ---------------------------------------------------------------------------------- the loop
 
 
-def task_loss(logits, labels):  # (B, C), (B)
+def task_loss(logits, labels, real):
+    """Cross-entropy, for spans the mean of start's and end's, for regression squared error.
+
+    logits (B, C), (B, 1) or (B, T, 2); labels (B), for spans (B, 2); real (B, T) false at padding.
+    """
+    if logits.dim() == 3:
+        logits = logits.masked_fill(~real[:, :, None], distill.NEVER)  # (B, T, 2)
+        return sum(F.cross_entropy(logits[:, :, i], labels[:, i]) for i in (0, 1)) / 2
     if logits.shape[1] == 1:
         return F.mse_loss(logits.squeeze(1), labels)
     return F.cross_entropy(logits, labels)
@@ -103,7 +129,21 @@ def forward(model, batch, precision: str):
     """Logits in fp32; the matrix products inside in bf16 where the run says so."""
     with torch.autocast(batch["input_ids"].device.type, torch.bfloat16, precision == "bf16"):
         logits = model(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
-    return logits.float()  # (B, C)
+    return logits.float()  # (B, C), for spans (B, T, 2)
+
+
+def batch_loss(model, features, index, s, teacher=None):
+    """Mean loss of the rows `index`; `teacher`: its outputs for every row, or None."""
+    batch = data.collate(features, index, s["device"])
+    logits, real = forward(model, batch, s["precision"]), batch["attention_mask"].bool()
+    L = task_loss(logits, batch["labels"], real)
+    if teacher is None:
+        return L
+    usable = real & batch["token_type_ids"].bool()  # the passage, and below [CLS]
+    usable[:, 0] = True
+    outputs = distill.batch_outputs(teacher, index, logits)
+    return distill.combined(
+        L, distill.teacher_loss(logits, outputs, usable, s["temperature"]), s["alpha"])
 
 
 def rate(t: int, T: int, warmup: float) -> float:
@@ -113,31 +153,45 @@ def rate(t: int, T: int, warmup: float) -> float:
 
 
 def make_optimizer(model, pruner, s):
+    """AdamW with two groups: all weights that train, and the scores at a rate of their own."""
     pruned = {id(m.weight) for m in pruner.matrices}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in pruned]
-    groups = [{"params": pruner.weights() + rest, "lr": s["lr"]}]
+    weights = [] if s["freeze"] == "weights" else pruner.weights()
+    groups = [{"params": weights + rest, "lr": s["lr"]}]
     if pruner.scores():
         groups.append({"params": pruner.scores(), "lr": s["score_lr"]})
     # weight decay 0: decay would pull scores to 0, that is, towards being kept
     return torch.optim.AdamW(groups, weight_decay=0.0, eps=1e-8, fused=s["device"] != "mps")
 
 
-def train(model, pruner, features, schedule, s, progress) -> None:
-    """Fine-prune `model` in place; `progress(t, loss, lr)` is told of each step."""
+def batches_from(step: int, features, size: int, seed: int):
+    """Row numbers of the batches of step, step + 1, …: a pure function of the seed."""
+    per_epoch = math.ceil(len(features) / size)
+    for epoch in itertools.count(step // per_epoch):
+        skip = step % per_epoch if epoch == step // per_epoch else 0
+        yield from itertools.islice(data.batches(features, size, seed, epoch), skip, None)
+
+
+def train(model, pruner, features, schedule, s, run, teacher=None) -> None:
+    """Fine-prune `model` in place.
+
+    `run` is told of each step and keeps checkpoints (runs.Run); `teacher` as in batch_loss.
+    """
     T = schedule.T
     optimizer = make_optimizer(model, pruner, s)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: rate(t, T, s["warmup"]))
     learned = [p for group in optimizer.param_groups for p in group["params"]]
-    model.train()
-    for t, index in zip(range(T), endless(features, s["batch_size"], s["seed"])):
+    begin = run.restore(model, pruner, optimizer, scheduler)
+    net = parallel.wrap(torch.compile(model) if s["compile"] else model)
+    net.train()
+    for t, index in zip(range(begin, T), batches_from(begin, features, s["batch_size"], s["seed"])):
         pruner.refresh(t)
-        loss = 0.0
-        for piece in np.array_split(index, min(s["grad_accum"], len(index))):
-            batch = data.collate(features, piece, s["device"])
-            L = task_loss(forward(model, batch, s["precision"]), batch["labels"])
-            L = L * len(piece) / len(index)
+        loss, (rows, factor) = 0.0, parallel.share(index)
+        for piece in np.array_split(rows, min(s["grad_accum"], len(rows))):
+            L = batch_loss(net, features, piece, s, teacher) * (len(piece) / len(rows) * factor)
             L.backward()
             loss += L.item()
+        loss = parallel.mean(loss)
         if not math.isfinite(loss):
             raise RunError(f"the loss is {loss} at step {t}; lower --lr or --score-lr")
         pruner.backward(t, scheduler.get_last_lr()[-1])
@@ -145,171 +199,97 @@ def train(model, pruner, features, schedule, s, progress) -> None:
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-        progress(t, loss, scheduler.get_last_lr())
+        parallel.check_equal(pruner, t)
+        run.step(t, loss, scheduler.get_last_lr())
     pruner.refresh(T, training=False)
 
 
-def endless(features, batch_size, seed):
-    epoch = 0
-    while True:
-        yield from data.batches(features, batch_size, seed, epoch)
-        epoch += 1
-
-
 @torch.no_grad()
-def predict(model, features, s) -> np.ndarray:
-    """Logits (rows, C) in the rows' order."""
+def predict(model, features, s) -> list[np.ndarray]:
+    """Logits in the rows' order: (C) each, for spans (tokens of the row, 2)."""
     model.eval()
-    logits = {}
+    found = [None] * len(features)
     for index in data.batches_in_order(features, 2 * s["batch_size"]):
-        out = forward(model, data.collate(features, index, s["device"]), s["precision"])
-        logits.update(zip(index.tolist(), out.cpu().numpy()))
-    return np.stack([logits[i] for i in range(len(features))])
-
-
-def evaluate(model, task: data.Task, splits: dict, s) -> dict[str, float]:
-    """Metrics of every evaluation split, the split's name appended to the metric's."""
-    found = {}
-    for split, features in splits.items():
-        logits = predict(model, features, s)  # (rows, C)
-        p = logits.argmax(1) if task.labels else logits[:, 0]
-        found |= {name + split: v for name, v in task.metrics(p, features.labels).items()}
+        logits = forward(model, data.collate(features, index, s["device"]), s["precision"])
+        for i, row in zip(index, logits.cpu().numpy()):
+            found[i] = row[: features.lengths[i]].copy() if row.ndim == 2 else row
     return found
+
+
+def evaluate(model, task: data.Task, held: dict, s, order=()) -> tuple[dict, dict]:
+    """`held`: split → (rows, features); `order`: of the model's classes (distill.label_order).
+
+    → metrics, the split's name appended to each metric's, and by split what was predicted: class
+    numbers or values (rows,); for spans (answers by question id, the n best of each).
+    """
+    metrics, predicted = {}, {}
+    for split, (rows, features) in held.items():
+        logits = distill.reorder(predict(model, features, s), order)
+        if task.span:
+            predicted[split] = squad.decode(rows, features, logits)
+            found = squad.metrics(predicted[split][0], rows)
+        else:
+            out = np.stack(logits)  # (rows, C)
+            predicted[split] = out.argmax(1) if task.labels else out[:, 0]
+            found = task.metrics(predicted[split], features.labels)
+        metrics |= {name + split: value for name, value in found.items()}
+    return metrics, predicted
 
 
 # ------------------------------------------------------------------------------ the command
 
 
-class Progress:
-    """The bar (loss, density, rate), or ten plain lines; and log.jsonl."""
-
-    def __init__(self, folder: Path, pruner, T: int):
-        self.pruner, self.T = pruner, T
-        self.file = open(folder / "log.jsonl", "w")
-        self.bar = tqdm(total=T, unit="step", mininterval=0.5, disable=None)
-        self.smooth = None
-
-    def __call__(self, t: int, loss: float, rates: list[float]) -> None:
-        self.smooth = loss if self.smooth is None else 0.98 * self.smooth + 0.02 * loss
-        self.bar.update()
-        if t % 10 and t + 1 != self.T:
-            return
-        density = self.pruner.density()
-        row = {"step": t, "loss": loss, "density": density, "penalty": self.pruner.penalty,
-               "lr": rates[0], "score_lr": rates[-1] if len(rates) > 1 else None}
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
-        shown = f"loss {self.smooth:.3f} · density {density:.3f} · lr {rates[0]:.1e}"
-        self.bar.set_postfix_str(shown, refresh=False)
-        if self.bar.disable and (t + 1) * 10 // self.T > max(0, t - 9) * 10 // self.T:
-            print(f"step {t + 1}/{self.T} · {shown}", flush=True)
-
-    def close(self):
-        self.bar.close()
-        self.file.close()
+def teacher_outputs(s, task, tokenizer, features):
+    """The teacher's outputs for every training row, once: without dropout they never change."""
+    if not s["teacher"]:
+        return None
+    teacher, order = distill.load_teacher(Path(s["teacher"]), task, tokenizer)
+    return distill.reorder(predict(teacher.to(s["device"]), features, s), order)
 
 
-def describe(s, rows, splits, model, pruner, fresh, schedule, folder, why) -> str:
-    """The block that says what will happen before it happens."""
-    task, T = data.TASKS[s["task"]], schedule.T
-    generated = "generated sample; real rows: --data DIR" if s["data"] == "sample" else s["data"]
-    evaluated = " + ".join(f"{len(r):,}{k.replace('_', ' ')}" for k, r in splits.items())
-    entries = sum(m.W.numel() for m in pruner.matrices)
-    parameters = sum(p.numel() for p in model.parameters())
-    kind = "generated text; real weights: --model DIR" if pretrain.is_small(s["model"]) else ""
-    if s["penalty"] is not None:
-        aim = f"λ fixed at {s['penalty']:g} (the density follows from it)"
-    elif pruner.has_penalty:
-        aim = f"keep {s['keep']:g} of the weights, λ found while training"
-    else:
-        aim = f"keep {s['keep']:g} of the weights" if pruner.masked else "all weights stay"
-    if pruner.method.ranked:
-        aim += f", {s['scope']} ranks"
-    rates = f"learning rate {s['lr']:g}" + (
-        f", scores {s['score_lr']:g}" if pruner.method.learned else "")
-    at = [0, schedule.t_i, (T + schedule.t_i - schedule.t_f) // 2, T - schedule.t_f, T]
-    plan = " → ".join(f"{schedule.keep(t, s['keep']):.3g} @ {t}" for t in at)
-    lines = {
-        "task": f"{s['task']} · {len(task.labels) or 'regression,'} "
-                f"{'classes' if task.labels else 'one value'}",
-        "data": f"{generated} · {len(rows):,} training rows · {evaluated} evaluation rows"
-                + (" held out of training" if s["held_out"] else ""),
-        "model": f"{s['model']} · {parameters / 1e6:.1f} M parameters, {entries / 1e6:.1f} M of "
-                 f"them in {len(pruner.matrices)} matrices to prune" + (f" · {kind}" * bool(kind)),
-        "new": ", ".join(fresh) + " (randomly initialised)" if fresh else "nothing",
-        "method": f"{s['method']} · {aim} · {rates}",
-        "schedule": (f"kept @ step: {plan}" if pruner.masked else f"{T} steps")
-                    + f" · batch {s['batch_size']} · {T * s['batch_size'] / len(rows):.1f} epochs",
-        "machine": f"{s['device']} · {torch.get_num_threads()} threads · {s['precision']} ({why})",
-        "output": str(folder),
-    }
-    return "\n".join(f"{name:9} {text}" for name, text in lines.items())
-
-
-def on_target(pruner, s, density: float) -> bool:
-    """Did a run with --keep end within 0.005 of it (0.002 below 0.05)?"""
-    if not pruner.masked or s["penalty"] is not None:
-        return True
-    good = abs(density - s["keep"]) <= (0.002 if s["keep"] < 0.05 else 0.005)
-    if not good:
-        print(f"WARNING: density {density:.4f} missed --keep {s['keep']:g}; more --steps or a "
-              "higher --score-lr lets the scores travel further")
-    return good
-
-
-def report(metrics: dict, folder: Path) -> str:
-    values = metrics["metrics"] | {"density": metrics["density"]}
-    width = max(map(len, values))
-    table = "\n".join(f"  {name:{width}}  {v:8.4g}" for name, v in values.items())
-    return (f"{table}\n  {metrics['nonzero_parameters']:,} non-zero parameters in the encoder's "
-            f"matrices, {metrics['nonzero_parameters_total']:,} in the whole model\n"
-            f"saved in {folder} · trained in {metrics['train_seconds']:.0f} s")
+def prepare(s: dict):
+    """Everything that a run needs → task, rows, features, held-out features, model parts."""
+    task = data.TASKS[s["task"]]
+    rows, splits = load_rows(s, task)
+    model, tokenizer, folder, fresh = load_model(s, task)
+    features = encode(task, rows, tokenizer, s, training=True)
+    held = {k: (r, encode(task, r, tokenizer, s)) for k, r in splits.items()}
+    return task, rows, features, held, model, tokenizer, folder, fresh
 
 
 def main() -> None:
     args = make_parser().parse_args()
     s = settings(args)
-    task = data.TASKS[s["task"]]
-    name = f"{s['task']}-{s['method']}-{s['keep']:g}-s{s['seed']}"
-    folder = runs.choose_folder(args.output, name.replace("-1-s", "-s"), args.overwrite)
-    rows, splits = load_rows(s, task)
-    schedule = make_schedule(s, len(rows))
-    model, tokenizer, model_folder, fresh = load_model(s, task)
+    s["device"] = parallel.start(s["device"])
+    folder = runs.choose_folder(s, args.overwrite, args.resume)
+    if args.resume and runs.finished(folder):
+        return
+    task, rows, features, held, model, tokenizer, model_folder, fresh = prepare(s)
+    schedule = make_schedule(s, len(features))
     s["precision"], why = choose_precision(
         s["precision"], s["device"], model.bert.config.hidden_size)
     pruner = masking.Pruner(masking.encoder_matrices(model), s["method"], s["keep"], schedule,
                             s["scope"], s["penalty"], s["seed"])
-    print(describe(s, rows, splits, model, pruner, fresh, schedule, folder, why), flush=True)
+    report.say(report.describe(s, rows, features, held, model, pruner, fresh, folder, why))
     if args.dry_run:
+        return report.say(report.estimate(s, features, model, pruner))
+    teacher = teacher_outputs(s, task, tokenizer, features)
+    with runs.Run(folder, s, pruner, rows.fingerprint, args.resume) as run:
+        train(model, pruner, features, schedule, s, run, teacher)
+    if not parallel.is_main():
         return
-    features = data.encode(rows, tokenizer, s["max_length"])
-    held = {k: data.encode(r, tokenizer, s["max_length"]) for k, r in splits.items()}
-    runs.empty_folder(folder)
-    write_json(folder / "run.json", {
-        **s, "steps": schedule.T, "data_fingerprint": rows.fingerprint, **runs.versions()})
-    progress = Progress(folder, pruner, schedule.T)
-    began = time.perf_counter()
-    try:
-        train(model, pruner, features, schedule, s, progress)
-    finally:
-        progress.close()
-    seconds = time.perf_counter() - began
-    found = evaluate(model, task, held, s)
-    size = runs.sizes(model, pruner)
-    metrics = {
-        "task": s["task"], "data": s["data"] if s["data"] == "sample" else Path(s["data"]).name,
-        "model": s["model"], "method": s["method"],
-        "scope": s["scope"] if pruner.method.ranked else "global", "keep": s["keep"], **size,
-        "penalty": pruner.penalty if pruner.has_penalty else None,
-        "on_target": on_target(pruner, s, size["density"]), "metrics": found,
-        "train_rows": len(rows), "eval_rows": sum(len(r) for r in splits.values()),
-        "steps": schedule.T, "train_seconds": seconds, "seed": s["seed"],
-    }
-    labels = list(task.labels) or ["score"]
-    runs.save(folder, model, labels, tokenizer, model_folder, pruner)
+    found, predicted = evaluate(model, task, held, s)
+    metrics = report.summary(s, model, pruner, found, rows, features, held, run)
+    runs.save(folder, model, task, tokenizer, model_folder, pruner)
+    if task.span:
+        squad.write(folder, *predicted[""])
     write_json(folder / "metrics.json", metrics)
-    print(report(metrics, folder))
+    run.forget()
+    report.say(report.result(metrics, folder))
 
 
 if __name__ == "__main__":
-    run_main(main)
+    try:
+        run_main(main)
+    finally:
+        parallel.stop()

@@ -1,0 +1,172 @@
+"""What is measured of a run and what it says: the block before training, the table after it."""
+
+import time
+from pathlib import Path
+
+import torch
+
+import data
+import parallel
+
+
+def say(text: str) -> None:
+    if parallel.is_main():
+        print(text, flush=True)
+
+
+# -------------------------------------------------------------------------- what is measured
+
+
+def sizes(model, pruner) -> dict:
+    """Counts and densities of the finished model, each with its own denominator."""
+    matrices = [m.weight.detach() for m in pruner.matrices]
+    left = sum(int(torch.count_nonzero(w)) for w in matrices)
+    entries = sum(w.numel() for w in matrices)
+    layers = sum(p.numel() for p in model.bert.layers.parameters())
+    total = sum(p.numel() for p in model.parameters())
+    nonzero = sum(int(torch.count_nonzero(p)) for p in model.parameters())
+    return {
+        "density": left / entries,  # of the pruned matrices' entries
+        "encoder_density": (left + layers - entries) / layers,  # biases and LayerNorms counted
+        "nonzero_parameters": left,  # in the encoder's matrices
+        "nonzero_parameters_total": nonzero,  # embeddings and head too
+        "total_parameters": total,
+    }
+
+
+def on_target(pruner, s, density: float) -> bool:
+    """Did a run with --keep end within 0.005 of it (0.002 below 0.05)?"""
+    if not pruner.masked or s["penalty"] is not None:
+        return True
+    good = abs(density - s["keep"]) <= (0.002 if s["keep"] < 0.05 else 0.005)
+    if not good:
+        say(f"WARNING: density {density:.4f} missed --keep {s['keep']:g}; more --steps or a "
+            "higher --score-lr lets the scores travel further")
+    return good
+
+
+def summary(s, model, pruner, found, rows, features, held, run) -> dict:
+    """metrics.json."""
+    size = sizes(model, pruner)
+    named = s["data"] in ("sample", "download")
+    return {
+        "task": s["task"], "data": s["data"] if named else Path(s["data"]).resolve().name,
+        "model": s["model"], "method": s["method"],
+        "scope": s["scope"] if pruner.method.ranked else "global", "keep": s["keep"], **size,
+        "penalty": pruner.penalty if pruner.has_penalty else None,
+        "on_target": on_target(pruner, s, size["density"]), "metrics": found,
+        "train_rows": len(rows), "train_inputs": len(features),
+        "eval_rows": sum(len(r) for r, _ in held.values()),
+        "steps": s["steps"], "train_seconds": run.seconds, "seed": s["seed"],
+        "teacher": s["teacher"], "freeze": s["freeze"], "precision": s["precision"],
+    }
+
+
+# ------------------------------------------------------------------------------ what is said
+
+
+def describe(s, rows, features, held, model, pruner, fresh, folder, why) -> str:
+    """The block that says what will happen before it happens."""
+    task, schedule = data.TASKS[s["task"]], pruner.schedule
+    T = schedule.T
+    kind = "spans" if task.span else f"{len(task.labels)} classes" if task.labels else "regression"
+    source = {"sample": "generated sample; real rows: --data download or --data DIR",
+              "download": "official files"}.get(s["data"], s["data"])
+    evaluated = " + ".join(f"{len(r):,}{k.replace('_', ' ')}" for k, (r, _) in held.items())
+    entries = sum(m.W.numel() for m in pruner.matrices)
+    parameters = sum(p.numel() for p in model.parameters())
+    weights = ("pretrained on generated text; real weights: --model bert-base-uncased"
+               if s["model"].startswith("small") else "random weights"
+               if s["model"].startswith("untrained") else "")
+    if s["penalty"] is not None:
+        aim = f"λ fixed at {s['penalty']:g} (the density follows from it)"
+    elif pruner.has_penalty:
+        aim = f"keep {s['keep']:g} of the weights, λ found while training"
+    else:
+        aim = f"keep {s['keep']:g} of the weights" if pruner.masked else "all weights stay"
+    if pruner.method.ranked:
+        aim += f", {s['scope']} ranks"
+    if s["freeze"]:
+        aim += ", the weights themselves frozen"
+    if s["teacher"]:
+        aim += f" · teacher {s['teacher']}, α {s['alpha']:g}, T {s['temperature']:g}"
+    rates = f"learning rate {s['lr']:g}" + (
+        f", scores {s['score_lr']:g}" if pruner.method.learned else "")
+    at = [0, schedule.t_i, (T + schedule.t_i - schedule.t_f) // 2, T - schedule.t_f, T]
+    plan = " → ".join(f"{schedule.keep(t, s['keep']):.3g} @ {t}" for t in at)
+    windows = f" in {len(features):,} windows" if task.span else ""
+    batch = f"batch {s['batch_size']}" + (
+        f" in {s['grad_accum']} pieces" if s["grad_accum"] > 1 else "")
+    processes = f"{parallel.world()} processes · " if parallel.world() > 1 else ""
+    lines = {
+        "task": f"{s['task']} · {kind}",
+        "data": f"{source} · {len(rows):,} training rows{windows} · {evaluated} evaluation rows"
+                + (" held out of training" if s["held_out"] else ""),
+        "model": f"{s['model']} · {parameters / 1e6:.1f} M parameters, {entries / 1e6:.1f} M of "
+                 f"them in {len(pruner.matrices)} matrices to prune" + (f" · {weights}" if weights
+                                                                        else ""),
+        "new": ", ".join(fresh) + " (randomly initialised)" if fresh else "nothing",
+        "method": f"{s['method']} · {aim} · {rates}",
+        "schedule": (f"kept @ step: {plan}" if pruner.masked else f"{T} steps")
+                    + f" · {batch} · {T * s['batch_size'] / len(features):.1f} epochs",
+        "machine": f"{processes}{s['device']} · {torch.get_num_threads()} threads · "
+                   f"{s['precision']} ({why})",
+        "output": str(folder),
+    }
+    if getattr(rows, "unfound", 0):
+        lines["note"] = f"{rows.unfound} answers are not where the file says; not trained on"
+    return "\n".join(f"{name:9} {text}" for name, text in lines.items())
+
+
+def result(metrics: dict, folder: Path) -> str:
+    values = metrics["metrics"] | {"density": metrics["density"]}
+    width = max(map(len, values))
+    table = "\n".join(f"  {name:{width}}  {v:8.4g}" for name, v in values.items())
+    return (f"{table}\n  {metrics['nonzero_parameters']:,} non-zero parameters in the encoder's "
+            f"matrices, {metrics['nonzero_parameters_total']:,} in the whole model\n"
+            f"saved in {folder} · trained in {metrics['train_seconds']:.0f} s\n"
+            f"next: python evaluate.py {folder}, or python export.py {folder}")
+
+
+# ------------------------------------------------------------------------------- a dry run
+
+
+def matmul_speed(device: str, precision: str, tokens: int, width: int) -> float:
+    """Floating-point operations a second of the run's typical matrix product."""
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    x = torch.randn(tokens, width, device=device, dtype=kind)
+    W = torch.randn(width, 4 * width, device=device, dtype=kind)
+    for rounds in (2, 10):  # the first warm up
+        began = time.perf_counter()
+        for _ in range(rounds):
+            y = x @ W
+        float(y[0, 0])  # waits for a GPU
+        took = time.perf_counter() - began
+    return 10 * 2 * tokens * width * 4 * width / took
+
+
+def estimate(s, features, model, pruner) -> str:
+    """Memory and time of the run, from sizes and a quarter of a second of matrix products."""
+    c = model.bert.config
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    entries = sum(m.W.numel() for m in pruner.matrices)
+    scores = sum(S.numel() for S in pruner.scores())
+    tokens = s["batch_size"] * float(features.lengths.mean())
+    piece = s["batch_size"] / s["grad_accum"] * int(features.lengths.max())
+    fixed = 4 * sum(p.numel() for p in model.parameters()) + 12 * trained  # gradient, Adam's two
+    fixed += 16 * scores + (5 * entries if pruner.masked else 0)  # S and its own; W' beside W, M
+    # what the backward pass needs of a token and layer: about 20 vectors of the model's width
+    activations = piece * c.num_hidden_layers * c.hidden_size * 20 * 4
+    # two operations a weight and token forward, four backward; half of the peak speed is usual
+    work = 6 * entries * tokens * s["steps"]
+    seconds = work / (0.5 * matmul_speed(s["device"], s["precision"], int(tokens), c.hidden_size))
+    return (f"dry run   {s['steps']:,} steps of {tokens:,.0f} tokens · memory about "
+            f"{(fixed + activations) / 1e9:.1f} GB ({fixed / 1e9:.1f} for weights and optimiser) · "
+            f"time about {duration(seconds)} on this machine · nothing was trained")
+
+
+def duration(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"

@@ -1,0 +1,303 @@
+"""Many runs of train.py, one row of a CSV each: every combination of the comma lists given.
+
+    python sweep.py --task mnli --methods magnitude,movement --keep 0.1,0.03 --seeds 0,1,2
+    python sweep.py --tasks sst2,qqp --methods dense,l0 --jobs 2 --csv results/more.csv
+    python sweep.py --methods movement --lr 1e-3,3e-4 --score-lr 1e-2,3e-2 --held-out 0.1
+
+Started again, with other lists too, it runs only what the CSV has no row of; a row's `key` is a
+digest of every setting that decides the run (delete rows to run them again with newer code).
+"""
+
+import csv
+import hashlib
+import io
+import itertools
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import torch
+
+import cli
+import masking
+import settings
+from files import RunError, UserError, locked, read_json, run_main, write_atomically
+from report import duration
+
+HERE = Path(__file__).parent
+METRICS = ("accuracy_matched", "accuracy_mismatched", "accuracy", "f1", "exact_match",
+           "matthews_correlation", "pearson", "spearman")
+# from metrics.json, or else run.json; `keep` and `penalty` are what was asked for
+COLUMNS = (
+    "task", "data", "model", "method", "scope", "keep", "penalty", "penalty_found", "density",
+    "encoder_density", "nonzero_parameters", "nonzero_parameters_total", "total_parameters",
+    "on_target", *METRICS, "lr", "score_lr", "epochs", "steps", "batch_size", "max_length",
+    "train_rows", "eval_rows", "teacher", "freeze", "held_out", "seed", "train_seconds",
+    "precision", "git", "command", "machine", "threads", "torch", "python", "date", "key")
+PATHS = ("--data", "--model", "--teacher")
+# they say where and how a run is done, not what comes out
+AIMLESS = ("output", "save_every", "device", "compile")
+
+Run = namedtuple("Run", "words name key")  # train.py's arguments, a short name, the digest
+Job = namedtuple("Job", "run process folder log git")  # a run under way
+
+
+# ------------------------------------------------------------------------ what is to be run
+
+
+def comma_list(text: str) -> list[str]:
+    return text.split(",")
+
+
+def make_parser() -> cli.Parser:
+    p = cli.Parser(description=__doc__ + "\nEvery other flag goes to train.py; its values may be "
+                   "comma lists too, but for paths.")
+    a = p.add_argument
+    a("--task", "--tasks", type=comma_list, default=["mnli"], metavar="LIST")
+    a("--methods", "--method", type=comma_list, metavar="LIST",
+      default=["magnitude", "l0", "movement", "soft_movement"])
+    a("--keep", type=comma_list, default=["0.1"], metavar="LIST",
+      help="shares of the encoder's weights that remain; dense runs once whatever they are")
+    a("--seeds", "--seed", type=comma_list, default=["0"], metavar="LIST")
+    a("--models", "--model", type=comma_list, default=["small"], metavar="LIST")
+    a("--jobs", type=cli.count, default=1, metavar="N", help="runs at once, the cores shared out")
+    a("--csv", type=Path, default=Path("results/sweep.csv"), metavar="FILE")
+    a("--keep-runs", type=Path, metavar="DIR",
+      help="leave the runs' folders there, and go on with unfinished ones")
+    return p
+
+
+def choices(words: list[str]) -> list[list[list[str]]]:
+    """Flags meant for train.py → for each flag the alternatives that its comma list stands for."""
+    found = []
+    for word in itertools.chain.from_iterable(
+            w.split("=", 1) if w.startswith("--") else [w] for w in words):
+        if word.startswith("--"):
+            found.append([[word]])
+        elif found and len(found[-1][0]) == 1:
+            flag = found[-1][0][0]
+            found[-1] = [[flag, v] for v in ([word] if flag in PATHS else word.split(","))]
+        else:
+            raise UserError(f"{word}: which flag does this belong to?")
+    for flag in (alternatives[0][0] for alternatives in found):
+        if flag in ("--output", "--overwrite", "--resume", "--dry-run"):
+            raise UserError(f"{flag}: is the sweep's own affair (--keep-runs DIR keeps folders)")
+    return found
+
+
+def deciding(s: dict) -> dict:
+    """Of a run's settings those that decide its result; what is switched off is left out."""
+    method = masking.METHODS[s["method"]]
+    out = set(AIMLESS)
+    out |= {"epochs"} if s["steps"] else set()
+    out |= set() if s["teacher"] else {"alpha", "temperature"}
+    out |= set() if method.learned else {"score_lr"}
+    out |= set() if method.ranked else {"scope"}
+    out |= {"hold", "cooldown"} if s["method"] == "dense" else set()
+    out |= {"keep"} if s["penalty"] is not None else set()
+    return {k: place(v) if "--" + k in PATHS else v
+            for k, v in s.items() if k not in out and v is not None and v is not False}
+
+
+def place(name: str | None) -> str | None:
+    """A path without what is this machine's alone: absolute ones and ../ones by their last name."""
+    return Path(name).name if name and (Path(name).is_absolute() or name[0] in "~.") else name
+
+
+def make_run(words: list[str]) -> Run:
+    """Checks the words as train.py would; wrong ones end the program with its message."""
+    s = settings.settings(settings.make_parser().parse_args(words))
+    digest = hashlib.sha256(json.dumps(deciding(s), sort_keys=True).encode()).hexdigest()[:12]
+    aim = f"λ{s['penalty']:g}" if s["penalty"] is not None else f"{s['keep']:g}"
+    model = "" if s["model"] == "small" else f"-{place(s['model']).replace('/', '-')}"
+    name = f"{s['task']}{model}-{s['method']}-{aim}-s{s['seed']}"
+    return Run(words, name, digest)
+
+
+def combinations(args, rest: list[str]) -> list[Run]:
+    """Every run, seeds outermost, so that an unfinished sweep has whole seeds; each only once."""
+    runs = {}
+    for seed, task, model, method, keep, *more in itertools.product(
+            args.seeds, args.task, args.models, args.methods, args.keep, *choices(rest)):
+        words = ["--task", task, "--method", method, "--model", model, "--seed", seed]
+        words += ["--keep", keep] if method != "dense" else []
+        has_penalty = hasattr(masking.METHODS.get(method), "penalty")
+        for flag in more:
+            words += flag if has_penalty or flag[0] != "--penalty" else []
+        run = make_run(words)
+        runs.setdefault(run.key, run)
+    return list(runs.values())
+
+
+# ------------------------------------------------------------------------------ the CSV file
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a CSV, values as text; none if there is no such file."""
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for number, row in enumerate(rows, 2):
+        if None in row or None in row.values():
+            raise UserError(f"{path}: row {number} has not as many cells as the header")
+    return rows
+
+
+def append(path: Path, row: dict) -> None:
+    """Add a row, unless another sweep has done so; the file is replaced whole or not at all."""
+    with locked(path):
+        rows = read_rows(path)
+        if any(old.get("key") == row["key"] for old in rows):
+            return
+        columns = list(dict.fromkeys((*COLUMNS, *(rows[0] if rows else ()))))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*rows, row])
+        write_atomically(path, text.getvalue())
+
+
+def shown(value) -> str:
+    return "" if value is None else f"{value:.7g}" if isinstance(value, float) else str(value)
+
+
+def row_of(job: Job) -> dict:
+    """A finished run's row."""
+    metrics, run = (read_json(job.folder / f"{name}.json") for name in ("metrics", "run"))
+    found = run | metrics | metrics["metrics"] | {
+        "model": place(metrics["model"]), "teacher": place(run["teacher"]),
+        "penalty": run["penalty"], "penalty_found": metrics["penalty"],
+        "keep": metrics["keep"] if run["penalty"] is None else None,
+        "epochs": metrics["steps"] * run["batch_size"] / metrics["train_inputs"],
+        "git": job.git, "machine": machine(run["device"]), "key": job.run.key,
+        "command": "python train.py " + " ".join(place(word) for word in job.run.words),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    return {name: shown(found.get(name)) for name in COLUMNS}
+
+
+def machine(device: str) -> str:
+    """Processor and cores, and the GPU that the run was on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        cpu = platform.processor() or platform.machine()
+    gpu = f" · {torch.cuda.get_device_name()}" if device.startswith("cuda") else ""
+    return f"{cpu}, {os.cpu_count()} cores{gpu}"
+
+
+def git_version() -> str:
+    """The commit, with + where a source file differs from it; empty outside of git."""
+    def ask(*words):
+        return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True).stdout
+
+    try:
+        commit = ask("rev-parse", "--short", "HEAD").strip()
+        return commit + ("+" if ask("status", "--porcelain", "--", "*.py") else "")
+    except OSError:
+        return ""
+
+
+# -------------------------------------------------------------------------------- the runs
+
+
+def check(runs: list[Run]) -> None:
+    """A dry run of each pair of task and model: finds wrong data and weights before hours are
+    spent, and pretrains small BERTs before several processes want them."""
+    pairs = {tuple(run.words[i] for i in (1, 5)): run for run in reversed(runs)}
+    for run in reversed(pairs.values()):
+        done = subprocess.run([sys.executable, str(HERE / "train.py"), *run.words, "--dry-run"])
+        if done.returncode:
+            sys.exit(done.returncode)
+
+
+def start(run: Run, args, scratch: Path) -> Job:
+    folder = (args.keep_runs or scratch) / f"{run.name}-{run.key[:6]}"
+    words = [*run.words, "--output", str(folder)] + ["--resume"] * bool(args.keep_runs)
+    log, env = scratch / f"{run.key}.log", dict(os.environ)
+    if args.jobs > 1:
+        env.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // args.jobs)))
+    with open(log, "w") as file:  # a session of its own: Ctrl-C reaches it through end() alone
+        process = subprocess.Popen([sys.executable, str(HERE / "train.py"), *words], env=env,
+                                   stdout=file, stderr=file, start_new_session=True)
+    return Job(run, process, folder, log, git_version())
+
+
+def finish(job: Job, args) -> tuple[bool, str]:
+    """Appends the row → (did the run succeed, what to say)."""
+    if job.process.returncode:
+        lines = job.log.read_text(errors="replace").split("\n")
+        last = next((line for line in reversed(lines) if line.strip()), "no message")
+        return False, f"FAILED, exit status {job.process.returncode}: {last.strip()}"
+    row = row_of(job)
+    append(args.csv, row)
+    if not args.keep_runs:
+        shutil.rmtree(job.folder, ignore_errors=True)
+    values = " · ".join(f"{name} {float(row[name]):.2f}" for name in METRICS if row[name])
+    missed = "" if row["on_target"] == "True" else " (missed)"
+    return True, (f"{values} · density {float(row['density']):.4f}{missed}"
+                  f" · {float(row['train_seconds']):.0f} s")
+
+
+def end(jobs: list[Job]) -> None:
+    """Interrupt what still runs, and wait for it."""
+    for job in jobs:
+        job.process.send_signal(signal.SIGINT)
+    for job in jobs:
+        try:
+            job.process.wait(20)
+        except subprocess.TimeoutExpired:
+            job.process.kill()
+            job.process.wait()
+
+
+def carry_out(runs: list[Run], args, scratch: Path) -> int:
+    """Run all, args.jobs at a time → how many failed."""
+    began, waiting, jobs, done, failed = time.time(), list(runs), [], 0, 0
+    try:
+        while waiting or jobs:
+            while waiting and len(jobs) < args.jobs:
+                run = waiting.pop(0)
+                if run.key in {row.get("key") for row in read_rows(args.csv)}:
+                    done += 1  # by another sweep, in the meantime
+                else:
+                    jobs.append(start(run, args, scratch))
+            time.sleep(0.1)
+            for job in [job for job in jobs if job.process.poll() is not None]:
+                jobs.remove(job)
+                good, text = finish(job, args)
+                done, failed = done + 1, failed + (not good)
+                left = duration((time.time() - began) / done * (len(runs) - done))
+                print(f"[{done}/{len(runs)}] {job.run.name} · {text} · about {left} left",
+                      flush=True)
+    finally:
+        end(jobs)
+    return failed
+
+
+def main() -> None:
+    args, rest = make_parser().parse_known_args()
+    runs = combinations(args, rest)
+    there = {row.get("key") for row in read_rows(args.csv)}
+    todo = [run for run in runs if run.key not in there]
+    print(f"{len(runs)} runs, {len(runs) - len(todo)} of them in {args.csv} already", flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the children, as Ctrl-C does
+    check(todo)
+    with tempfile.TemporaryDirectory(prefix="movement-sweep-") as scratch:
+        failed = carry_out(todo, args, Path(scratch))
+    if failed:
+        raise RunError(f"{failed} of {len(todo)} runs failed; the same command tries them again")
+
+
+if __name__ == "__main__":
+    run_main(main)
