@@ -11,6 +11,7 @@ Shapes: B batch, T tokens, H hidden width, A attention heads, D = H / A, V vocab
 """
 
 import json
+import pickle
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -27,6 +28,7 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
 }
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # all are read as float32
 
 
 @dataclass
@@ -228,6 +230,12 @@ HF_NAMES = (  # (ours, Hugging Face's): the whole of the renaming, longer names 
 # Parts that other tools leave in a checkpoint and that no model here has.
 IGNORED = ("position_ids", "cls.predictions.decoder.", "cls.seq_relationship.")
 
+FAMILIES = {  # model_type → why such weights are not for this network
+    "roberta": "RoBERTa counts positions from 2 and has no segments",
+    "distilbert": "DistilBERT has no segments and no pooler",
+    "albert": "ALBERT shares one layer's weights among all, and factorises its embeddings",
+}
+
 
 def to_hf_name(name: str) -> str:
     for ours, theirs in HF_NAMES:
@@ -246,46 +254,68 @@ def from_hf_name(name: str) -> str:
     return name
 
 
-def read_config(folder: str | Path) -> tuple[Config, dict]:
-    """config.json as a Config and as the raw dict; refuses what is not BERT, by name."""
-    path = Path(folder) / "config.json"
-    raw = read_json(path)
-    kind = raw.get("model_type", "bert")
+def check_config(raw: dict, c: Config, path: Path) -> None:
+    """Refuse other families, by name, and values that no BERT can have."""
+    named = str(raw.get("architectures", "['Bert"))  # old folders have no model_type, but this
+    kind = raw.get("model_type", "bert" if named.startswith("['Bert") else named)
     if kind != "bert":
-        raise UserError(
-            f"{path}: model_type is {kind!r}; only 'bert' has this architecture "
-            "(try bert-base-uncased or another BERT checkpoint)"
-        )
-    if raw.get("position_embedding_type", "absolute") != "absolute":
-        raise UserError(f"{path}: only absolute position embeddings are supported")
-    c = Config(**{f.name: raw[f.name] for f in fields(Config) if raw.get(f.name) is not None})
-    for f in fields(Config):
-        number = (int, float) if f.type is float else f.type
-        if not isinstance(getattr(c, f.name), number):
-            raise UserError(f"{path}: {f.name} is {getattr(c, f.name)!r}, not {f.type.__name__}")
-    if c.hidden_act not in ACTIVATIONS:
+        why = FAMILIES.get(str(kind), "that is another network")
+        raise UserError(f"{path}: model_type is {kind!r}, not 'bert': {why}; use a BERT, such as "
+                        "bert-base-uncased")
+    for name, usual in (("position_embedding_type", "absolute"), ("is_decoder", False)):
+        if (raw.get(name) or usual) != usual:
+            raise UserError(f"{path}: {name} is {raw[name]!r}; only {usual!r} is supported")
+    if str(c.hidden_act) not in ACTIVATIONS:
         raise UserError(f"{path}: hidden_act {c.hidden_act!r} is unknown; known: "
                         + ", ".join(ACTIVATIONS))
-    if c.num_attention_heads < 1 or c.hidden_size % c.num_attention_heads:
+    for f in fields(c):
+        value, limit = getattr(c, f.name), 1 if f.type is float else 1_000_000
+        if f.type is not str and (type(value) not in (int, f.type) or not 0 <= value < limit):
+            raise UserError(f"{path}: {f.name} is {value!r}; from 0 to below {limit} is expected")
+    if c.num_attention_heads == 0 or c.hidden_size % c.num_attention_heads:
         raise UserError(f"{path}: hidden_size {c.hidden_size} is not a multiple of "
                         f"num_attention_heads {c.num_attention_heads}")
+    if c.pad_token_id >= c.vocab_size:
+        raise UserError(f"{path}: pad_token_id {c.pad_token_id} is not below vocab_size")
+
+
+def read_config(folder: str | Path) -> tuple[Config, dict]:
+    """config.json as a Config and as the raw dict. What it leaves out is as in BERT-base."""
+    path = Path(folder) / "config.json"
+    raw = read_json(path)
+    c = Config(**{f.name: raw[f.name] for f in fields(Config) if raw.get(f.name) is not None})
+    check_config(raw, c, path)
     return c, raw
+
+
+def read_labels(folder: str | Path) -> list[str] | None:
+    """The classes' names in the order of the logits; None for none, or LABEL_0, LABEL_1, …"""
+    names = read_config(folder)[1].get("id2label")
+    try:
+        labels = None if names is None else [str(names[str(i)]) for i in range(len(names))]
+    except (KeyError, TypeError):
+        raise UserError(f"{folder}: id2label in config.json does not count from 0") from None
+    return None if labels and labels[0] == "LABEL_0" else labels
 
 
 def read_weights(folder: str | Path) -> dict[str, torch.Tensor]:
     """Tensors under the file's own names; a .bin file is read weights-only, never unpickled."""
-    folder = Path(folder)
-    path = folder / "model.safetensors"
+    path = Path(folder) / "model.safetensors"
     try:
         if path.exists():
             return safetensors.torch.load_file(path)
-        path = folder / "pytorch_model.bin"
-        if path.exists():
-            return torch.load(path, map_location="cpu", weights_only=True)
+        path = Path(folder) / "pytorch_model.bin"
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        if all(isinstance(n, str) and x.layout == torch.strided for n, x in weights.items()):
+            return weights
+        why = "dense tensors with a name each are expected"
+    except FileNotFoundError:
+        why = "no such file, and no model.safetensors (weights in several files are not supported)"
+    except pickle.UnpicklingError:
+        why = "damaged, or more than weights; a pickle can hold any program, so it was not run"
     except Exception as error:  # the libraries raise many kinds; each means a file to replace
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(f"{path}: not a readable weights file ({first_line})") from error
-    raise UserError(f"{folder}: neither model.safetensors nor pytorch_model.bin is there")
+        why = "not weights: " + (str(error).strip() or type(error).__name__).splitlines()[0]
+    raise UserError(f"{path}: {why}")
 
 
 def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], where: str) -> list[str]:
@@ -295,28 +325,28 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], where: str)
     by their Hugging Face names. Any other missing, unknown, misshapen or NaN tensor is an error.
     """
     own = model.state_dict()
-    other_heads = tuple({part for head in HEADS.values() for part in head.new_parts})
-    new = model.new_parts
+    heads = {part for head in HEADS.values() for part in head.new_parts}
+    ignored = tuple(heads - set(model.new_parts))
     fresh = set(own)
     for theirs, tensor in weights.items():
         name = from_hf_name(theirs)
-        if any(part in theirs for part in IGNORED):
+        if name.startswith(ignored) or any(part in theirs for part in IGNORED):
             continue
-        if name not in own and name.startswith((*other_heads, "classifier.")):
-            continue  # a head for another task
         if name not in own:
             raise UserError(f"{where}: {theirs} is not part of this model")
-        if tensor.shape != own[name].shape and name.startswith(new) and "pooler" not in name:
-            continue  # a task head with another number of labels: a new one is initialised
-        if tensor.shape != own[name].shape:
-            raise UserError(f"{where}: {theirs} is {tuple(tensor.shape)}, but config.json asks "
-                            f"for {tuple(own[name].shape)}")
-        if not torch.isfinite(tensor).all():
-            raise UserError(f"{where}: {theirs} holds NaN or infinite values")
+        if name not in fresh:
+            raise UserError(f"{where}: {theirs} is there under two names")
+        shape, asked = tuple(tensor.shape), tuple(own[name].shape)
+        if name.startswith("classifier.") and shape[1:] == asked[1:] and shape != asked:
+            continue  # another number of labels
+        if shape != asked:
+            raise UserError(f"{where}: {theirs} is {shape}, but config.json asks for {asked}")
+        if tensor.dtype not in FLOATS or not torch.isfinite(tensor.float()).all():
+            raise UserError(f"{where}: {theirs} holds NaN, infinities, or no floats at all")
         own[name].copy_(tensor)
         fresh.discard(name)
     for name in sorted(fresh):
-        if not name.startswith(new):
+        if not name.startswith(model.new_parts):
             raise UserError(f"{where}: {to_hf_name(name)} is missing")
     return sorted(to_hf_name(name) for name in fresh)
 
@@ -324,9 +354,11 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], where: str)
 def load(folder: str | Path, head: str, num_labels: int = 2) -> tuple[nn.Module, list[str]]:
     """A model from a Hugging Face folder → (model, names of newly initialised tensors)."""
     c, _ = read_config(folder)
+    weights = read_weights(folder)
+    with torch.device("meta"):  # shapes without memory: config.json may ask for more than there is
+        load_weights(HEADS[head](c, num_labels), weights, str(folder))
     model = create(c, head, num_labels)
-    fresh = load_weights(model, read_weights(folder), str(folder))
-    return model, fresh
+    return model, load_weights(model, weights, str(folder))
 
 
 def hf_weights(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -10,15 +10,21 @@ one line of TASKS. Shapes: B batch, T tokens of the longest row in the batch.
 """
 
 import hashlib
+import itertools
+import shutil
+import string
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import tokenizers
 import torch
 from tokenizers import BertWordPieceTokenizer, Tokenizer
+from tqdm import tqdm
 
-from files import UserError, read_json
+from files import RunError, UserError, cached, read_json
 
 # ------------------------------------------------------------------------------- metrics
 #
@@ -45,9 +51,11 @@ def matthews(p, y):
 
 
 def pearson(p, y):
+    """Zero where either is constant, as there is no correlation to speak of."""
+    if np.ptp(p) == 0 or np.ptp(y) == 0:
+        return 0.0
     p, y = p - np.mean(p, dtype=np.float64), y - np.mean(y, dtype=np.float64)
-    scale = np.sqrt(np.sum(p * p) * np.sum(y * y))
-    return 100 * float(np.sum(p * y) / scale) if scale > 0 else 0.0
+    return 100 * float(np.sum(p * y) / np.sqrt(np.sum(p * p) * np.sum(y * y)))
 
 
 def ranks(x):
@@ -72,6 +80,7 @@ class Task:
     labels: the label column's values in the order of the model's classes; none for regression.
     dev: evaluation split → file; its split names end the metrics' names.
     header: the column names, where the file has no header line.
+    torn: the official file has a few rows that a line break inside a text has torn apart.
     """
 
     folder: str
@@ -83,6 +92,7 @@ class Task:
     header: tuple[str, ...] | None = None
     span: bool = False  # answers are spans of a passage: squad.py reads and scores them
     unlabelled: str | None = None  # the value of rows on which the annotators did not agree
+    torn: bool = False
 
 
 YES_NO = ("0", "1")
@@ -93,7 +103,8 @@ MNLI_DEV = (("_matched", "dev_matched.tsv"), ("_mismatched", "dev_mismatched.tsv
 TASKS = {
     "mnli": Task("MNLI", PAIR, "gold_label", ("contradiction", "entailment", "neutral"),
                  accuracy, MNLI_DEV, unlabelled="-"),
-    "qqp": Task("QQP", ("question1", "question2"), "is_duplicate", YES_NO, accuracy_and_f1),
+    "qqp": Task("QQP", ("question1", "question2"), "is_duplicate", YES_NO, accuracy_and_f1,
+                torn=True),
     "sst2": Task("SST-2", ("sentence",), "label", YES_NO, accuracy),
     "qnli": Task("QNLI", ("question", "sentence"), "label", NLI, accuracy),
     "rte": Task("RTE", PAIR, "label", NLI, accuracy),
@@ -115,7 +126,7 @@ class Rows:
 
     texts: list[tuple[str, ...]]
     labels: np.ndarray  # (rows,) int64 or float32
-    skipped: int = 0  # rows without a gold label
+    skipped: int = 0  # rows without a gold label, and torn ones
     fingerprint: str = ""  # SHA-256 of the file
 
     def __len__(self):
@@ -126,19 +137,20 @@ class Rows:
         return Rows(texts, self.labels[index], self.skipped, self.fingerprint)
 
 
-def read_lines(path: Path) -> tuple[list[str], str]:
-    """Lines of a UTF-8 file, without BOM and carriage returns, and the file's SHA-256."""
+def read_lines(path: Path, digest=None) -> Iterator[str]:
+    """Lines of a UTF-8 file, without BOM and carriage returns; `digest` sees each byte."""
     try:
-        raw = path.read_bytes()
+        # binary, since the texts hold other characters that text mode takes for line ends
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if digest:
+                    digest.update(line)
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                yield text.removesuffix("\n").removesuffix("\r")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}:{line}: not UTF-8 text") from None
-    # split at \n alone: texts hold other characters that Python takes for line ends
-    return [line.removesuffix("\r") for line in text.split("\n")], hashlib.sha256(raw).hexdigest()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}:{number}: not UTF-8 text") from None
 
 
 def parse_label(task: Task, value: str, where: str):
@@ -149,41 +161,60 @@ def parse_label(task: Task, value: str, where: str):
     try:
         number = float(value)
     except ValueError:
-        raise UserError(f"{where}: {task.label} {value!r} is not a number") from None
-    if not np.isfinite(number):
-        raise UserError(f"{where}: {task.label} {value!r} is not a finite number")
+        number = np.nan
+    if not 0 <= number <= 5:  # STS-B's scale
+        raise UserError(f"{where}: {task.label} {value!r} is not a number from 0 to 5")
     return number
 
 
-def read_file(task: Task, path: Path) -> Rows:
-    """All rows of one file; an unusable line is an error that names file and line."""
-    lines, fingerprint = read_lines(path)
-    header = task.header or tuple(lines[0].split("\t"))
-    for column in (*task.columns, task.label):
+def open_table(task: Task, path: Path, wanted, digest):
+    """→ names of the columns, and the lines below them with their numbers."""
+    lines = enumerate(read_lines(path, digest), 1)
+    first = next(lines, (1, ""))
+    header = tuple(first[1].split("\t"))
+    if task.header and not set(wanted) <= set(header):  # CoLA's test file alone has a header
+        return task.header, itertools.chain([first], lines)
+    for column in wanted:
         if column not in header:
             raise UserError(f"{path}:1: no column {column!r}; the columns are: "
-                            + (", ".join(header) if lines[0] else "none, the file is empty"))
-    picked = [header.index(column) for column in task.columns]
-    label_at = header.index(task.label)
-    rows = Rows([], np.empty(0), 0, fingerprint)
-    labels = []
-    start = 0 if task.header else 1
-    for number, line in enumerate(lines[start:], start + 1):
-        if not line:
-            continue
+                            + (", ".join(header) if first[1] else "none, the file is empty"))
+    return header, lines
+
+
+def read_file(task: Task, path: Path, labelled: bool = True) -> Rows:
+    """All rows of one file; an unusable line is an error that names file and line.
+
+    Fields end at tabs; quotes are characters like any other.
+    """
+    digest = hashlib.sha256()
+    wanted = (*task.columns, task.label) if labelled else task.columns
+    header, lines = open_table(task, path, wanted, digest)
+    picked = [header.index(column) for column in wanted]
+    texts, labels, torn, skipped = [], [], [], 0
+    for number, line in lines:
         fields = line.split("\t")
-        if len(fields) <= max(label_at, *picked):
-            raise UserError(f"{path}:{number}: {len(fields)} fields where {len(header)} are "
+        if len(fields) <= max(picked):
+            if line:
+                torn.append(f"{path}:{number}: {len(fields)} fields where {len(header)} are "
                             "expected, separated by tabs")
-        if fields[label_at] == task.unlabelled:
-            rows.skipped += 1
             continue
-        rows.texts.append(tuple(fields[i] for i in picked))
-        labels.append(parse_label(task, fields[label_at], f"{path}:{number}"))
-    if not labels:
-        raise UserError(f"{path}: no labelled rows")
-    rows.labels = np.array(labels, dtype=np.int64 if task.labels else np.float32)
-    return rows
+        values = [fields[i] for i in picked]
+        if labelled and values[-1] == task.unlabelled:
+            skipped += 1
+            continue
+        labels.append(parse_label(task, values.pop(), f"{path}:{number}") if labelled else 0)
+        texts.append(tuple(values))
+    if len(torn) > (len(texts) / 10_000 if task.torn and labelled else 0):
+        raise UserError(torn[0])
+    if not texts:
+        raise UserError(f"{path}: no {'labelled ' if labelled else ''}rows")
+    kind = np.int64 if task.labels else np.float32
+    return Rows(texts, np.array(labels, dtype=kind), skipped + len(torn), digest.hexdigest())
+
+
+def read_unlabelled(task: Task, path: Path) -> Rows:
+    """The rows of a test file in their order, every label 0; a label column is not looked at."""
+    return read_file(task, path, labelled=False)
 
 
 def file_of(task: Task, folder: Path, split: str) -> Path:
@@ -209,25 +240,43 @@ def draw(rows: Rows, n: int | None) -> Rows:
 # ---------------------------------------------------------------------------------- tokens
 
 
+def from_vocabulary(folder: Path) -> Tokenizer:
+    """vocab.txt as BERT's WordPiece, cased or not as tokenizer_config.json says.
+
+    Where it does not say, a vocabulary with capitals is taken for cased: lower-cased text would
+    never meet those words.
+    """
+    path = folder / "tokenizer_config.json"
+    said = read_json(path) if path.exists() else {}
+    words = read_lines(folder / "vocab.txt")
+    cased = any(c in string.ascii_uppercase for w in words if w[:1] != "[" for c in w)
+    return Tokenizer.from_str(BertWordPieceTokenizer(
+        str(folder / "vocab.txt"), lowercase=said.get("do_lower_case", not cased),
+        strip_accents=said.get("strip_accents"),
+        handle_chinese_chars=said.get("tokenize_chinese_chars", True)).to_str())
+
+
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """tokenizer.json, or vocab.txt as BERT's WordPiece; truncation and padding switched off."""
+    """tokenizer.json, or else vocab.txt; truncation and padding switched off."""
     folder = Path(folder)
-    if (folder / "tokenizer.json").exists():
-        try:
-            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as error:  # the library raises plain Exception
-            raise UserError(f"{folder / 'tokenizer.json'}: not a tokenizer ({error})") from None
-    elif (folder / "vocab.txt").exists():
-        settings = folder / "tokenizer_config.json"
-        lower = read_json(settings).get("do_lower_case", True) if settings.exists() else True
-        tokenizer = BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=lower)._tokenizer
-    else:
+    path = folder / "tokenizer.json"
+    if not path.exists() and not (folder / "vocab.txt").exists():
         raise UserError(f"{folder}: neither tokenizer.json nor vocab.txt is there")
-    for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]"):
-        if tokenizer.token_to_id(token) is None:
-            raise UserError(f"{folder}: the tokenizer has no {token}, so it is not BERT's")
+    try:
+        tokenizer = Tokenizer.from_file(str(path)) if path.exists() else from_vocabulary(folder)
+    except UserError:
+        raise
+    except Exception as error:  # the library raises plain Exception
+        raise UserError(f"{folder}: not a tokenizer ({error})") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    empty = tokenizer.encode("", "")
+    if empty.tokens != ["[CLS]", "[SEP]", "[SEP]"] or empty.type_ids != [0, 0, 1]:
+        raise UserError(f"{folder}: the tokenizer puts texts together as {empty.tokens}, not as "
+                        "BERT's does")
+    for token in ("[PAD]", "[UNK]"):
+        if tokenizer.token_to_id(token) is None:
+            raise UserError(f"{folder}: the tokenizer has no {token}, so it is not BERT's")
     return tokenizer
 
 
@@ -244,26 +293,55 @@ class Features:
     def __len__(self):
         return len(self.first)
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         return np.diff(self.starts)
 
 
+CHUNK = 10_000  # rows tokenised at once: enough for all threads, and little memory
+
+
 def encode(rows: Rows, tokenizer: Tokenizer, max_length: int) -> Features:
-    """[CLS] a [SEP] (b [SEP]), cut to max_length tokens, the longer text first."""
+    """[CLS] a [SEP] (b [SEP]), cut to max_length tokens, the longer text first.
+
+    The library's threads share the work (TOKENIZERS_PARALLELISM, RAYON_NUM_THREADS).
+    """
     tokenizer.enable_truncation(max_length, strategy="longest_first")
-    parts, lengths, first = [], [], []
-    for at in range(0, len(rows), 10_000):
-        chunk = rows.texts[at : at + 10_000]
-        pairs = [t if len(t) == 2 else t[0] for t in chunk]
-        for e in tokenizer.encode_batch(pairs):
-            parts.append(np.array(e.ids, dtype=np.int32))
-            lengths.append(len(e.ids))
-            first.append(len(e.ids) - sum(e.type_ids))
+    ids, lengths, first = [], [], []
+    for at in tqdm(range(0, len(rows), CHUNK), "tokenising", unit_scale=CHUNK, unit=" rows",
+                   delay=2, leave=False, disable=None):
+        pairs = [t if len(t) == 2 else t[0] for t in rows.texts[at : at + CHUNK]]
+        found = tokenizer.encode_batch_fast(pairs)
+        lengths += [len(e) for e in found]
+        first += [len(e) - sum(e.type_ids) for e in found]
+        ids.append(np.fromiter(itertools.chain.from_iterable(e.ids for e in found), np.int32))
     tokenizer.no_truncation()
     starts = np.concatenate([[0], np.cumsum(lengths)])
-    return Features(np.concatenate(parts), starts, np.array(first), rows.labels,
+    return Features(np.concatenate(ids), starts, np.array(first), rows.labels,
                     tokenizer.token_to_id("[PAD]"))
+
+
+def encode_cached(rows: Rows, tokenizer: Tokenizer, max_length: int) -> Features:
+    """The same through the cache, under a fingerprint of the texts and the tokenizer.
+
+    What cannot be read back whole (the archive has checksums) is made anew.
+    """
+    key = hashlib.sha256(f"{tokenizers.__version__} {max_length} {tokenizer.to_str()}".encode())
+    for at in range(0, len(rows), CHUNK):
+        key.update(repr(rows.texts[at : at + CHUNK]).encode())
+
+    def make(folder: Path) -> None:
+        f = encode(rows, tokenizer, max_length)
+        np.savez(folder / "features.npz", ids=f.ids, starts=f.starts, first=f.first)
+
+    for _ in range(2):
+        folder = cached("features", ["data.py"], key.hexdigest(), make)
+        try:
+            with np.load(folder / "features.npz", allow_pickle=False) as kept:
+                return Features(**kept, labels=rows.labels, pad=tokenizer.token_to_id("[PAD]"))
+        except Exception:  # a damaged archive raises many kinds
+            shutil.rmtree(folder)
+    raise RunError(f"{folder}: cannot be read back")
 
 
 # ---------------------------------------------------------------------------------- batches
@@ -294,13 +372,14 @@ def batches_in_order(features: Features, size: int) -> Iterator[np.ndarray]:
 
 def collate(features: Features, index: np.ndarray, device="cpu") -> dict[str, torch.Tensor]:
     """Rows → padded tensors: input_ids, attention_mask, token_type_ids (B, T); labels (B)."""
-    lengths = features.lengths[index]
+    starts, first = features.starts[index], features.first[index]  # (B)
+    lengths = features.starts[index + 1] - starts  # (B)
     B, T = len(index), int(lengths.max())
     t = np.arange(T)[None, :]  # (1, T)
     real = t < lengths[:, None]  # (B, T)
     ids = np.full((B, T), features.pad, dtype=np.int64)  # (B, T)
-    ids[real] = features.ids[(features.starts[index][:, None] + t)[real]]
-    types = (t >= features.first[index][:, None]) & real  # (B, T)
+    ids[real] = features.ids[(starts[:, None] + t)[real]]
+    types = (t >= first[:, None]) & real  # (B, T)
     arrays = {
         "input_ids": ids,
         "attention_mask": real.astype(np.int64),

@@ -14,7 +14,6 @@ the Hub, HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE and HF_TOKEN mean what they mean t
 import hashlib
 import http.client
 import os
-import re
 import stat
 import sys
 import time
@@ -215,8 +214,8 @@ def extract(path: Path, task: data.Task, place: Path) -> None:
 
 def split_mrpc(folder: Path, place: Path) -> None:
     """MRPC's text files → GLUE's: rows whose two ids are in the list are dev, the rest train."""
-    held = set(data.read_lines(folder / "mrpc_dev_ids.tsv")[0])
-    lines = {part: [line for line in data.read_lines(folder / f"msr_paraphrase_{part}.txt")[0]
+    held = set(data.read_lines(folder / "mrpc_dev_ids.tsv"))
+    lines = {part: [line for line in data.read_lines(folder / f"msr_paraphrase_{part}.txt")
                     if line] for part in ("train", "test")}
     header, *rows = lines["train"]
     found = {"train": [header], "dev": [header], "test": [header.replace("Quality", "index")]}
@@ -295,6 +294,8 @@ def explain(name: str, error: Exception) -> str:
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
     hub = constants.ENDPOINT
+    if isinstance(error, errors.HFValidationError):
+        return "no such folder, and not a model id either, which has the form NAME or ORG/NAME"
     if any(isinstance(cause, errors.OfflineModeIsEnabled) for cause in causes):
         return (f"HF_HUB_OFFLINE is set and {constants.HF_HUB_CACHE} does not hold the whole "
                 "model; unset it, or give a folder")
@@ -314,10 +315,6 @@ def model_folder(name: str) -> Path:
     Only the files that bert.load and data.load_tokenizer read are fetched. UserError, with the
     name, for a wrong form, an unknown or restricted model, and for failures on the way.
     """
-    part = r"\w(?:[\w.-]*\w)?"
-    if not re.fullmatch(rf"(?:{part}/)?{part}", name, re.ASCII):
-        raise UserError(f"--model {name}: no such folder, and not a model id either, which has "
-                        "the form NAME or ORG/NAME")
     from huggingface_hub import snapshot_download  # slow to import, and needed here alone
 
     for weights in WEIGHTS:

@@ -3,17 +3,14 @@
     python evaluate.py runs/mnli-movement-0.1-s0                      settings come from the folder
     python evaluate.py path/to/bert-mnli --task mnli --data download  somebody else's model
     python evaluate.py runs/sst2-movement-0.1-s0 --predict test.tsv   a file for GLUE's server
-    python evaluate.py runs/mnli-movement-0.03-s0 --sparse            multiply with the zeros left out
+    python evaluate.py runs/mnli-movement-0.03-s0 --sparse            leave out the zeros
 """
 
-import argparse
 import time
 from pathlib import Path
 
 import numpy as np
-import torch
 
-import bert
 import cli
 import data
 import distill
@@ -29,9 +26,9 @@ KEPT = ("task", "data", "max_length", "doc_stride", "batch_size", "precision", "
 
 def make_parser() -> cli.Parser:
     p = cli.Parser(description=__doc__)
-    p.add_argument("folder", type=Path, metavar="FOLDER", help="a run, its export, or a BERT folder")
-    p.add_argument("--task", choices=list(data.TASKS), help="only for a folder of another program")
-    p.add_argument("--data", metavar="DIR", help="sample, download or a folder (default: the run's)")
+    p.add_argument("folder", type=Path, metavar="FOLDER", help="a run, its export, or any BERT")
+    p.add_argument("--task", choices=list(data.TASKS), help="only for another program's folder")
+    p.add_argument("--data", metavar="DIR", help="sample, download or a folder (default: as run)")
     p.add_argument("--predict", type=Path, metavar="FILE",
                    help="label this file's rows in place of measuring")
     p.add_argument("--sparse", action="store_true", help="sparse matrix products (CPU, fp32)")
@@ -44,8 +41,9 @@ def make_parser() -> cli.Parser:
 
 def settings(args) -> dict:
     """Flags over the run's own settings over defaults."""
-    s = {"data": "sample", "max_length": 384 if args.task == "squad" else 128, "doc_stride": 128, "batch_size": 32,
-         "precision": "auto", "max_eval_rows": None, "held_out": None, "max_train_rows": None}
+    s = {"data": "sample", "max_length": 384 if args.task == "squad" else 128, "doc_stride": 128,
+         "batch_size": 32, "precision": "auto", "max_eval_rows": None, "held_out": None,
+         "max_train_rows": None}
     for place in (args.folder, args.folder.parent):  # RUN/export belongs to RUN
         if (place / "run.json").exists():
             known = read_json(place / "run.json")
@@ -66,7 +64,8 @@ def per_class(task: data.Task, predicted: np.ndarray, labels: np.ndarray) -> str
         precision = 100 * right / max(1, np.sum(predicted == c))
         recall = 100 * right / max(1, np.sum(labels == c))
         f1 = 2 * precision * recall / max(1e-9, precision + recall)
-        lines.append(f"  {name:16} {np.sum(labels == c):7,} {precision:9.1f} {recall:7.1f} {f1:6.1f}")
+        rows = np.sum(labels == c)
+        lines.append(f"  {name:16} {rows:7,} {precision:9.1f} {recall:7.1f} {f1:6.1f}")
     return "\n".join(lines)
 
 
@@ -109,7 +108,7 @@ def main() -> None:
     seconds = time.perf_counter() - began
     for name, value in metrics.items():
         print(f"  {name:24} {value:8.4g}")
-    for split, (rows, features) in held.items():
+    for split, (_, features) in held.items():
         if task.labels:
             print(f"{split.strip('_') or 'all'} rows by class, in percent")
             print(per_class(task, predicted[split], features.labels))

@@ -51,29 +51,30 @@ import torch
 
 import bert
 import cli
+import data
+import distill
 import masking
-from files import UserError, run_main, write_atomically, write_json
+import runs
+from files import UserError, read_json, run_main, write_atomically, write_json
 
 KINDS = {"float32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 MAGIC = b"SPARSE-1"
 START = struct.Struct("<8s32sI")
 MOST_ENTRIES = 2**29  # of all tensors together; BERT-large has 2**28.3
-BESIDE = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json",
-          "run.json")
 
 # ------------------------------------------------------------------------- bytes and positions
 
 
-def squeeze(data: bytes) -> bytes:
+def squeeze(plain: bytes) -> bytes:
     """DEFLATE with Huffman coding alone: searching for repeats only costs where there are none."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
-    return packer.compress(data) + packer.flush()
+    return packer.compress(plain) + packer.flush()
 
 
-def unsqueeze(data: bytes, most: int) -> bytes:
+def unsqueeze(stream: bytes, most: int) -> bytes:
     """Undo `squeeze`; refuses what is broken, or longer than `most` bytes."""
     unpacker = zlib.decompressobj(-15)
-    found = unpacker.decompress(data, most + 1)
+    found = unpacker.decompress(stream, most + 1)
     need(len(found) <= most and unpacker.eof and not unpacker.unused_data, "a broken stream")
     return found
 
@@ -92,9 +93,9 @@ def to_gaps(stored: np.ndarray) -> bytes:
     return found.tobytes()
 
 
-def from_gaps(data: bytes, n: int) -> np.ndarray:
+def from_gaps(plain: bytes, n: int) -> np.ndarray:
     """Gap bytes → (n,) bool."""
-    gaps = np.frombuffer(data, np.uint8)
+    gaps = np.frombuffer(plain, np.uint8)
     ends = gaps < 255
     positions = np.cumsum(gaps, dtype=np.int64)[ends] + np.arange(ends.sum())
     need(len(positions) == 0 or positions[-1] < n, "a position outside its tensor")
@@ -109,9 +110,9 @@ def to_planes(raw: np.ndarray) -> bytes:
 
 
 def from_planes(stream: bytes, k: int, width: int) -> np.ndarray:
-    data = unsqueeze(stream, k * width)
-    need(len(data) == k * width, "fewer values than positions")
-    return np.frombuffer(data, np.uint8).reshape(width, k).T.copy()
+    plain = unsqueeze(stream, k * width)
+    need(len(plain) == k * width, "fewer values than positions")
+    return np.frombuffer(plain, np.uint8).reshape(width, k).T.copy()
 
 
 # ---------------------------------------------------------------------- one tensor, in and out
@@ -214,16 +215,16 @@ def check(records) -> None:
     need(sum(math.prod(r["shape"]) for r in records) <= MOST_ENTRIES, "too many entries")
 
 
-def unpack(data: bytes) -> dict[str, torch.Tensor]:
-    need(len(data) >= START.size, "too short")
-    magic, digest, length = START.unpack_from(data)
+def unpack(whole: bytes) -> dict[str, torch.Tensor]:
+    need(len(whole) >= START.size, "too short")
+    magic, digest, length = START.unpack_from(whole)
     at = START.size + length
     need(magic == MAGIC, "not in this format")
-    need(hashlib.sha256(data[40:]).digest() == digest, "damaged or cut off")
-    records = json.loads(unsqueeze(data[START.size : at], 2**24))
+    need(hashlib.sha256(whole[40:]).digest() == digest, "damaged or cut off")
+    records = json.loads(unsqueeze(whole[START.size : at], 2**24))
     check(records)
-    need(at + sum(sum(r["bytes"]) for r in records) == len(data), "streams of the wrong length")
-    streams = io.BytesIO(data[at:])
+    need(at + sum(sum(r["bytes"]) for r in records) == len(whole), "streams of the wrong length")
+    streams = io.BytesIO(whole[at:])
     return {r["name"]: decode(Coded(r["shape"], r["values"], r["positions"],
                                     tuple(streams.read(size) for size in r["bytes"])))
             for r in records}
@@ -330,30 +331,20 @@ def show(table: dict, weights: dict) -> str:
 # --------------------------------------------------------------------------------- the command
 
 
-def load_trained(folder: Path):
-    """A finished model → (model, its labels or None); refuses what lacks a trained head."""
-    config, raw = bert.read_config(folder)
-    known = {head.architecture: name for name, head in bert.HEADS.items()}
-    named = raw.get("architectures")
-    if not isinstance(named, list) or len(named) != 1 or named[0] not in known:
-        raise UserError(f"{folder}: config.json has architectures {named!r}; a folder that "
-                        f"train.py wrote is expected ({', '.join(known)})")
-    labels = raw.get("id2label")
-    try:
-        labels = labels and [labels[str(i)] for i in range(len(labels))]
-    except (TypeError, KeyError):
-        raise UserError(f"{folder}: id2label in config.json does not count from 0") from None
-    model = bert.create(config, known[named[0]], len(labels or "01"))
-    missing = bert.load_weights(model, bert.read_weights(folder), str(folder))
-    if missing:
-        raise UserError(f"{folder}: {missing[0]} is missing or misshapen; the model is not trained")
-    return model, labels
+def load_run(run: Path) -> tuple[torch.nn.Module, data.Task]:
+    task = data.TASKS.get(str(read_json(run / "run.json").get("task")))
+    if task is None:
+        raise UserError(f"{run}: run.json names no known task; a folder of train.py is expected")
+    model, _ = distill.load_fine_tuned(run, task)
+    for weight in masking.encoder_matrices(model).values():
+        weight.data += 0.0  # W ⊙ M leaves −0.0 where W was negative: make it 0.0
+    return model, task
 
 
-def write_folder(model, labels, source: Path, target: Path) -> None:
+def write_folder(model, task: data.Task, source: Path, target: Path) -> None:
     """The Hugging Face folder, with the tokenizer and run.json of `source`."""
-    bert.save(model, target, labels)
-    for name in BESIDE:
+    bert.save(model, target, None if task.span else list(task.labels) or ["score"])
+    for name in ("run.json", "tokenizer.json", *runs.TOKENIZER_FILES):
         if (source / name).exists():
             write_atomically(target / name, (source / name).read_bytes())
 
@@ -376,10 +367,8 @@ def main() -> None:
     target = Path(args.restore) if args.restore else folder
     if args.restore and (target.exists() or target.resolve() == folder.resolve()):
         raise UserError(f"--restore {target}: name a new folder")
-    model, labels = load_trained(run)
-    for weight in masking.encoder_matrices(model).values():
-        weight.data += 0.0  # W ⊙ M leaves −0.0 where W was negative: make it 0.0
-    write_folder(model, labels, run, folder)
+    model, task = load_run(run)
+    write_folder(model, task, run, folder)
     weights = bert.hf_weights(model)
     coded = {kind: {name: encode(x, kind) for name, x in weights.items()} for kind in KINDS}
     table = size_table(weights, coded)
@@ -392,7 +381,7 @@ def main() -> None:
           f"model.sparse ({args.values}, {path.stat().st_size / 1e6:.3f} MB)")
     if args.restore:
         bert.load_weights(model, load_sparse(path), str(path))
-        write_folder(model, labels, run, target)
+        write_folder(model, task, run, target)
         print(f"restored: {target} from {path}")
     print(f"next: python evaluate.py {target}")
 

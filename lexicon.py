@@ -10,8 +10,8 @@ import zlib
 from collections import namedtuple
 from functools import lru_cache
 
-GENRES_MATCHED = ("farm", "city", "school", "hospital", "forest", "stage")
-GENRES_MISMATCHED = ("sea", "castle")  # in the pretraining text, never in the training rows
+GENRES_MATCHED = ("farm", "city", "school", "forest", "stage")
+GENRES_MISMATCHED = ("sea",)  # in the pretraining text, never in the training rows
 
 
 def split(text: str) -> tuple[str, ...]:
@@ -30,9 +30,6 @@ city / person(tourist=visitor(backpacker) driver=motorist(cabbie) seller=vendor(
 school / person(pupil=student(freshman) teacher=instructor(professor) parent(mother father)) /
  text(book=volume(novel atlas) poem(sonnet)) picture=image(sketch) / jump=leap(hop)|sit(squat) /
  study=examine(memorize) copy(trace) / school=academy(library(archive) classroom gym)
-hospital / person(doctor=physician(surgeon) nurse(midwife) patient(outpatient)) /
- tool=instrument(scalpel syringe) drug=medicine(vaccine painkiller) / cry=weep(sob)|laugh(giggle) /
- clean(scrub sterilize) hide=conceal / clinic=infirmary(ward(nursery) pharmacy)
 forest / beast(bear(grizzly cub) canine(coyote jackal) rodent(squirrel)) /
  plant(tree(oak birch) flower=blossom(tulip violet)) / climb(scramble)|crouch /
  destroy=ruin(shred) watch=observe / forest=woods(valley(gorge) cave=cavern clearing)
@@ -42,9 +39,6 @@ stage / artist(musician(pianist drummer) actor=performer(comedian) dancer(baller
 sea / sailor=mariner(captain=skipper deckhand) diver(snorkeler) pirate /
  treasure(coin(ducat) jewel=gem(ruby emerald)) boat=vessel(canoe) / swim(paddle)|dive /
  steal(pilfer) lose=misplace / harbor=port(dock=wharf lighthouse cove(lagoon))
-castle / noble=aristocrat(king queen) soldier=warrior(knight archer) /
- weapon(sword(saber rapier) spear=lance) garment(robe=gown) / ride(canter)|pray=worship /
- burn(scorch) polish=buff / palace=castle(dungeon=prison(cell) chapel tower(attic))
 """
 DAYS = split("monday tuesday wednesday thursday friday saturday sunday")
 SHARED = {  # in every genre

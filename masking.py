@@ -59,32 +59,94 @@ class Schedule:
 # ------------------------------------------------------------------------- Top_v, exactly
 
 
-def kth_largest(x: Tensor, k: int) -> Tensor:
-    """The k-th largest entry by selection, not by sorting: x (n) → scalar."""
-    n = x.numel()
-    if x.device.type == "cpu":  # numpy's selection takes half the time of torch's
-        return torch.tensor(np.partition(x.detach().numpy(), n - k)[n - k])
-    return x.kthvalue(n - k + 1).values
+def between(S: Tensor, low: float, high: float) -> tuple[int, Tensor]:
+    """How many entries are above `high`, and the entries from `low` to `high` themselves."""
+    if S.device.type == "cpu":  # numpy compares and counts in a fifth of torch's time
+        x = S.detach().numpy().ravel()
+        higher = x > high
+        return np.count_nonzero(higher), torch.from_numpy(x[(x >= low) ^ higher])
+    higher = high < S
+    return int(higher.sum()), S[(low <= S) ^ higher]
 
 
-def top_v(S: Tensor, v: float) -> Tensor:
-    """Mask of the round(v·n) largest of the n scores, of S's shape, 1.0 where kept.
+def ordered(x: Tensor, places: list[int]) -> list[float]:
+    """What stands at `places` of x (n) in ascending order, on a CPU by selection, not sorting."""
+    if x.device.type == "cpu":
+        return np.partition(x.detach().numpy(), places)[places].tolist()
+    return x.sort().values[places].tolist()
 
-    Exact under ties: of equal scores at the cut, those kept are scattered over the matrix by a
-    fixed multiplicative hash of their positions, so that no rows or columns empty in clumps.
+
+class Cut:
+    """Finds the k-th largest of many scores, again and again while scores and k move.
+
+    What it finds is exact and does not depend on what it found before; only its speed does. It
+    keeps a bracket around the last cut: one pass counts the scores above the bracket and takes
+    out those inside. If the k-th largest is one of these few, nothing else need be put in order.
     """
-    n, k = S.numel(), round(v * S.numel())
+
+    narrow = 1 / 250  # of all scores: the least that the bracket should hold on either side
+
+    def __init__(self):
+        self.k, self.bracket, self.side = None, None, self.narrow
+
+    def find(self, scores: list[Tensor], k: int) -> tuple[float, int]:
+        """The k-th largest entry, and how many entries more than k are at least as large."""
+        n = sum(S.numel() for S in scores)
+        found = [between(S, *self.bracket) for S in scores] if self.bracket else []
+        above, inside = sum(a for a, _ in found), [x for _, x in found]
+        if above < k <= above + sum(x.numel() for x in inside):
+            self.side = max(self.narrow, 0.9 * self.side)
+        else:
+            above, inside = 0, [S.detach().flatten() for S in scores]
+            self.side = min(1 / 8, 2 * self.side)
+        x = torch.cat(inside)
+        # next time k will move as it did now, so the bracket goes around k + step
+        step, side = k - (self.k or k), math.ceil(self.side * n)
+        ends = [min(max(0, above + len(x) - k - step + d), len(x) - 1) for d in (-side, side)]
+        low, cut, high = ordered(x, [ends[0], above + len(x) - k, ends[1]])
+        self.k, self.bracket = k, (low, high)
+        return cut, above + int((x >= cut).sum()) - k
+
+
+def top_v(scores: list[Tensor], v: float, cut: Cut | None = None) -> list[Tensor]:
+    """Masks of the round(v·n) largest of the n scores of all tensors, 1.0 where kept.
+
+    Exact under ties: of equal scores at the cut, those kept are scattered by a fixed
+    multiplicative hash of their positions, so that no rows or columns empty in clumps.
+    """
+    n = sum(S.numel() for S in scores)
+    k = round(v * n)
     if k == 0 or k == n:
-        return torch.full_like(S, float(k == n))
-    cut = kth_largest(S.flatten(), k)
+        return [torch.full_like(S, float(k == n)) for S in scores]
+    lowest, extra = (cut or Cut()).find(scores, k)
     # Eq. (1): Top_v(S)_ij = 1 if S_ij is among the v·n highest, else 0
-    M = (cut <= S).to(S.dtype)
-    extra = int(M.sum(dtype=torch.float64)) - k
+    masks = [torch.ge(S, lowest, out=torch.empty_like(S)) for S in scores]
     if extra > 0:
-        ties = (S.flatten() == cut).nonzero().flatten()
-        scattered = (ties * 2654435761 % 2**32).argsort()
-        M.view(-1)[ties[scattered[:extra]]] = 0.0
-    return M
+        drop_ties(scores, masks, lowest, extra)
+    return masks
+
+
+def drop_ties(scores, masks, lowest: float, extra: int) -> None:
+    """Clear `extra` entries of the masks among those whose score is `lowest`."""
+    starts = np.cumsum([0] + [S.numel() for S in scores]).tolist()
+    ties = torch.cat([(S.flatten() == lowest).nonzero().flatten() + start
+                      for S, start in zip(scores, starts)])
+    dropped = ties[(ties * 2654435761 % 2**32).argsort()[:extra]]
+    for M, start in zip(masks, starts):
+        own = dropped[(start <= dropped) & (dropped < start + M.numel())]
+        M.view(-1)[own - start] = 0.0
+
+
+def uniform(seed: int, t: int, device: torch.device):
+    """A function shape → numbers in [0, 1), drawn anew for each seed and step t and nothing else.
+
+    So noise is the same on every process and after a resume.
+    """
+    if device.type == "cpu":  # numpy draws in two thirds of torch's time
+        draw = np.random.Generator(np.random.PCG64([seed, t])).random
+        return lambda shape: torch.from_numpy(draw(shape, dtype=np.float32))
+    generator = torch.Generator(device).manual_seed(seed * 2**31 + t)
+    return lambda shape: torch.rand(shape, generator=generator, device=device)
 
 
 # ---------------------------------------------------------------------------- the methods
@@ -95,8 +157,10 @@ def top_v(S: Tensor, v: float) -> Tensor:
 #   init           the value that S starts from
 # and has the functions that it needs of
 #   scores(W, S)   what is ranked                        (ranked methods)
-#   mask(S, tau, training)   M and dM/dS                 (the others; dM/dS None means 1)
+#   mask(S, tau, draw)   M and dM/dS (None means 1)      (the others; see `uniform` for draw,
+#                  which is None when nothing random is wanted: at test time)
 #   penalty(S)     R(S) of one matrix, a mean over its entries
+#   slope(S)       R'(S) of each entry, times the number of entries
 #   cut            the final cut on S                    (methods with a penalty)
 
 
@@ -145,15 +209,19 @@ class SoftMovement:
     floor = 0.005
     cut = math.log(tau_f / (1 - tau_f))  # the final cut on S itself: σ(cut) = τ_f
 
-    def mask(self, S, tau, training):
+    def mask(self, S, tau, draw):
         cut = math.log(tau / (1 - tau)) if tau > 0 else -math.inf
-        M = (cut < S).to(S.dtype)  # σ(S) > τ
+        M = torch.gt(S, cut, out=torch.empty_like(S))  # σ(S) > τ
         if M.mean() < self.floor:
-            M = top_v(S, self.floor)
+            M = top_v([S], self.floor)[0]
         return M, None
 
     def penalty(self, S):
         return S.sigmoid().mean()
+
+    def slope(self, S):
+        p = S.sigmoid()
+        return (1 - p).mul_(p)
 
 
 class L0:
@@ -166,23 +234,30 @@ class L0:
     b, l, r = 2 / 3, -0.1, 1.1  # noqa: E741 (the paper's letters)
     cut = math.log(-l / r)  # at test time a gate is open where S > cut
 
-    def mask(self, S, tau, training):
-        if not training:
-            # M̂ = min(1, ReLU((r − l) σ(S) + l))
-            return ((self.r - self.l) * S.sigmoid() + self.l).clamp(0, 1), None
-        u = torch.rand_like(S).clamp_(1e-6, 1 - 1e-6)
+    def mask(self, S, tau, draw):
         b, l, r = self.b, self.l, self.r  # noqa: E741
-        # Eq. (4)
-        S_bar = torch.sigmoid((torch.log(u) - torch.log(1 - u) + S) / b)
-        Z = (r - l) * S_bar + l
+        if draw is None:
+            # M̂ = min(1, ReLU((r − l) σ(S) + l))
+            return S.sigmoid().mul_(r - l).add_(l).clamp_(0, 1), None
+        # Eq. (4): S̄ = σ((log u − log(1 − u) + S) / b), Z = (r − l) S̄ + l, M = min(1, max(0, Z))
+        S_bar = draw(S.shape).logit_(1e-6).add_(S).div_(b).sigmoid_()
+        Z = (S_bar * (r - l)).add_(l)
         M = Z.clamp(0, 1)
         # dM/dS = f(S) = (r − l)/b · S̄ (1 − S̄) · 1{0 ≤ Z ≤ 1}
-        dM_dS = (r - l) / b * S_bar * (1 - S_bar) * ((Z >= 0) & (Z <= 1))
-        return M, dM_dS
+        inside = Z.eq_(M)
+        return M, inside.mul_((r - l) / b).mul_(S_bar).mul_(1 - S_bar)
+
+    def chance(self, S):
+        """σ(S − b log(−l/r)) of each gate: how likely it is open."""
+        return torch.sigmoid(S - self.b * math.log(-self.l / self.r))
 
     def penalty(self, S):
         # E[L0] = Σ σ(S − b log(−l/r)), here the mean
-        return torch.sigmoid(S - self.b * math.log(-self.l / self.r)).mean()
+        return self.chance(S).mean()
+
+    def slope(self, S):
+        p = self.chance(S)
+        return (1 - p).mul_(p)
 
 
 METHODS = {
@@ -216,17 +291,12 @@ class PenaltyControl:
         self.speed = 0.0  # of q, in learning rates a step: Adam's bound is about 1
         self.task = 0.0  # the task's gradient of a score, rms
         self.q = None
+        self.near = Cut()
 
     def quantile(self, scores: list[Tensor]) -> float:
         every = max(1, sum(S.numel() for S in scores) // 2**17)
         sample = torch.cat([S.flatten()[::every] for S in scores])
-        return float(kth_largest(sample, max(1, round(self.v * sample.numel()))))
-
-    def slope(self) -> float:
-        """R'(q) of one score."""
-        with torch.enable_grad():
-            q = torch.tensor([self.q], requires_grad=True)
-            return float(torch.autograd.grad(self.method.penalty(q), q)[0])
+        return self.near.find([sample], max(1, round(self.v * sample.numel())))[0]
 
     def update(self, t: int, scores: list[Tensor], task: float, lr: float) -> float:
         """λ for step t, from the task's gradient of the scores (rms) and their learning rate."""
@@ -245,7 +315,7 @@ class PenaltyControl:
             rate = min(self.gain / self.ramp, self.fastest)
             self.pull *= math.exp(rate * (self.speed - wanted))
         n = sum(S.numel() for S in scores)
-        return self.pull * self.task * n / self.slope()
+        return self.pull * self.task * n / float(self.method.slope(torch.tensor(self.q)))
 
 
 # ------------------------------------------------------------------------------ the Pruner
@@ -278,7 +348,7 @@ class Pruner:
     def __init__(self, matrices, method, keep: float, schedule: Schedule,
                  scope: str = "local", penalty: float | None = None, seed: int = 0):
         self.method = METHODS[method]() if isinstance(method, str) else method
-        self.keep, self.schedule, self.scope = keep, schedule, scope
+        self.keep, self.schedule, self.seed = keep, schedule, seed
         self.fixed_penalty, self.penalty = penalty, 0.0
         self.masked = not isinstance(self.method, Dense)
         noise = torch.Generator().manual_seed(seed)
@@ -290,6 +360,9 @@ class Pruner:
                 m.M = torch.ones_like(m.W)
                 m.S = self.first_scores(m.W, noise)
             self.matrices.append(m)
+        # matrices that are ranked together, and the last cut through them
+        groups = [self.matrices] if scope == "global" else [[m] for m in self.matrices]
+        self.groups = [(group, Cut()) for group in groups]
         self.control = None
         if self.has_penalty and penalty is None:
             self.control = PenaltyControl(keep, self.method, schedule)
@@ -324,21 +397,18 @@ class Pruner:
             self.rank(self.schedule.keep(t, self.keep))
         else:
             tau = self.schedule.tau(t, getattr(self.method, "tau_f", 0.0))
+            draw = uniform(self.seed, t, self.matrices[0].W.device) if training else None
             for m in self.matrices:
-                m.M, m.dM_dS = self.method.mask(m.S, tau, training)
+                m.M, m.dM_dS = self.method.mask(m.S, tau, draw)
         for m in self.matrices:
             # a = (W ⊙ M) x: the model only ever sees the product
             torch.mul(m.W, m.M, out=m.weight.data)
 
     def rank(self, v: float) -> None:
-        ranked = [self.method.scores(m.W, m.S) for m in self.matrices]
-        if self.scope == "local":
-            masks = [top_v(S, v) for S in ranked]
-        else:
-            together = top_v(torch.cat([S.flatten() for S in ranked]), v)
-            masks = together.split([S.numel() for S in ranked])
-        for m, M in zip(self.matrices, masks):
-            m.M = M.view(m.W.shape)
+        for group, cut in self.groups:
+            masks = top_v([self.method.scores(m.W, m.S) for m in group], v, cut)
+            for m, M in zip(group, masks):
+                m.M = M
 
     @torch.no_grad()
     def backward(self, t: int, lr: float = 0.0) -> None:
@@ -364,15 +434,14 @@ class Pruner:
         """Gradient of λ R(S), R averaged over the matrices, added to S.grad."""
         self.penalty = self.penalty_at(t, lr)
         for m in self.matrices:
-            with torch.enable_grad():
-                R = self.method.penalty(m.S) / len(self.matrices)
             # L + λ R(S)
-            m.S.grad.add_(torch.autograd.grad(R, m.S)[0], alpha=self.penalty)
+            share = self.penalty / (m.S.numel() * len(self.matrices))
+            m.S.grad.add_(self.method.slope(m.S), alpha=share)
 
     def penalty_at(self, t: int, lr: float) -> float:
         if self.control is not None:
-            norms = torch.stack([m.S.grad.norm() for m in self.matrices])
-            task = float(norms.norm()) / math.sqrt(sum(m.S.numel() for m in self.matrices))
+            norm = nn.utils.get_total_norm([m.S.grad for m in self.matrices])
+            task = float(norm) / math.sqrt(sum(m.S.numel() for m in self.matrices))
             return self.control.update(t, self.scores(), task, lr)
         if hasattr(self.method, "tau_f"):
             # the original raises λ along with τ: λ(t) = λ τ(t) / τ_f

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import sample_squad
 from files import write_atomically, write_json
-
 from lexicon import (
     GENRES_MATCHED,
     GENRES_MISMATCHED,
@@ -34,9 +33,10 @@ from lexicon import (
 from sample_nli import LINKS, infer, mnli_rows, random_frame, render
 from sample_squad import squad_json
 
-SOURCES = ["lexicon.py", "sample_nli.py", "sample_squad.py", "sample_data.py"]  # what the sample depends on
+# what the sample depends on
+SOURCES = ["lexicon.py", "sample_nli.py", "sample_squad.py", "sample_data.py"]
 SIZES = {
-    "mnli": {"train": 24_000, "dev_matched": 1_500, "dev_mismatched": 1_500},
+    "mnli": {"train": 30_000, "dev_matched": 1_500, "dev_mismatched": 1_500},
     "qqp": {"train": 8_000, "dev": 1_500},
     "sst2": {"train": 8_000, "dev": 1_500},
     "rte": {"train": 4_000, "dev": 1_000},
@@ -178,34 +178,45 @@ def statement(rng: random.Random, genre: str, good: bool) -> tuple[str]:
 
 
 # ---- pretraining text.  What to say of a word w, its synonym n, its kind u, and its opposite o
+# Every form of a word is a token of its own, so every form has to be told of.
 FACTS = {
     "who": "a {w} is the same as a {n} .|a {w} is a kind of {u} .|every {w} is a {u} .|"
-           "not every {u} is a {w} .",
-    "what_adj": "{w} means {n} .|whatever is {w} is {u} .|not everything {u} is {w} .|"
-                "nothing is both {w} and {o} .",
-    "go": "{w} means {n} .|anybody that is {w} is {u} .|{w} is a way of {u} .|"
-          "nobody is {w} and {o} at the same time .",
-    "place": "the {w} is the {n} .|the {w} is in the {u} .|whoever is in the {w} is in the {u} .",
+           "not every {u} is a {w} .|all {ws} are {us} .|not all {us} are {ws} .|"
+           "{ws} are the same as {ns} .",
+    "who_adj": "{w} means {n} .|whatever is {w} is {u} .|not everything {u} is {w} .|"
+               "nothing is both {w} and {o} .|what is {w} is not {o} .",
+    "go": "{wing} means {ning} .|anybody that is {wing} is {uing} .|{wing} is a way of {uing} .|"
+          "nobody is {wing} and {oing} at the same time .|to {w} is to {n} .|to {w} is to {u} .|"
+          "whoever {wed} {ued} .|not everybody that {ued} {wed} .|who {wed} has {nen} .",
+    "place": "the {w} is the {n} .|the {w} is in the {u} .|whoever is in the {w} is in the {u} .|"
+             "nobody is in the {w} and in the {o} at the same time .",
     "time": "{w} means some time {u} .",
 }
-FACTS |= {"what": FACTS["who"], "who_adj": FACTS["what_adj"], "act": FACTS["go"]}
+FACTS |= {"what": FACTS["who"], "what_adj": FACTS["who_adj"], "act": FACTS["go"]}
+# the words of one genre more often than those that all share
+SLOTS_OF_FACTS = split("who what go act place") * 3 + split("who_adj what_adj time")
 
 
 def facts(rng: random.Random, genre: str) -> str:
-    """One or two sentences on what a word means."""
-    slot = choose(rng, tuple(FACTS))
+    """One to three sentences on what a word means."""
+    slot = choose(rng, SLOTS_OF_FACTS)
     words = LEXICON[genre][slot]
-    word = choose(rng, WORDS[genre][slot])
-    own = words[word]
+    own = words[choose(rng, WORDS[genre][slot])]
+    word = choose(rng, own.names)
+    others = {  # no place is in another unless it is a part of it
+        w for w, e in words.items() if (e.family == own.family and e.side != own.side) or (
+            slot == "place" and own.names[0] not in e.ups and e.names[0] not in own.ups)}
     options = {"w": [word], "n": [n for n in own.names if n != word],
-               "u": [n for up in own.ups[1:] for n in words[up].names],
-               "o": [w for w, e in words.items() if e.family == own.family and e.side != own.side]}
+               "u": [n for up in own.ups[1:] for n in words[up].names], "o": sorted(others)}
     chosen = {x: choose(rng, names) for x, names in options.items() if names}
-    if slot in ("go", "act"):
-        chosen = {x: inflect(name, "ing") for x, name in chosen.items()}
-    said = [form.format(**chosen) for form in FACTS[slot].split("|")
-            if set(re.findall(r"{(\w)}", form)) <= set(chosen)]
-    return articles(" ".join(rng.sample(said, min(len(said), 2)))) or facts(rng, genre)
+    forms = {x + end: inflect(name, end) if end else name
+             for x, name in chosen.items() for end in ("", "s", "ed", "en", "ing")}
+    said = [form for form in FACTS[slot].split("|")
+            if {x[0] for x in re.findall(r"{(\w+)}", form)} <= set(chosen)]
+    if not said:
+        return facts(rng, genre)
+    said = rng.sample(said, min(len(said), choose(rng, (1, 2, 3))))
+    return articles(" ".join(said).format(**forms))
 
 
 def pretraining_text(n: int) -> Iterator[tuple[str, ...]]:
@@ -215,14 +226,14 @@ def pretraining_text(n: int) -> Iterator[tuple[str, ...]]:
         genre, dice = choose(rng, GENRES_MATCHED + GENRES_MISMATCHED), rng.random()
         good = rng.random() < 0.5
         first = second = ""
-        if dice < 0.2:
+        if dice < 0.3:
             second = facts(rng, genre)
-        elif dice < 0.65:
+        elif dice < 0.75:
             (first, second), lab, _ = infer(rng, genre, "text") or (("", ""), "", "")
             second = lab and f"{choose(rng, LINKS[lab])} {second}"
-        elif dice < 0.72:
+        elif dice < 0.8:
             first, second = (render(random_frame(rng, genre)) + " ." for _ in range(2))
-        elif dice < 0.86:
+        elif dice < 0.9:
             first, second = *review(rng, good), f"it is {'good' if good else 'bad'} ."
         else:
             first, second = question_pair(rng, genre, good)

@@ -78,7 +78,7 @@ class Story:
         self.cast["who"] += rng.sample(NAMES, choose(rng, (1, 2)))
         self.events, self.text = [], ""
         self.spans = []  # of each event: field → the texts that answer for it, and their starts
-        size = choose(rng, (4, 5, 6))
+        size = choose(rng, (4, 5))
         while len(self.events) < size:
             e = self.draw()
             # no event repeats or contradicts another
@@ -129,7 +129,7 @@ class Story:
     def other_word(self, slot: str, word: str) -> str:
         """The word, a synonym, or what it is a kind of if nothing else in the cast is."""
         words, others = LEXICON[self.genre][slot], [w for w in self.cast[slot] if w != word]
-        if word in NAMES or self.rng.random() < 0.4:
+        if word in NAMES or self.rng.random() < 0.6:
             return word
         if any(w in NAMES for w in others):  # they may be of any kind
             return choose(self.rng, words[word].names)
@@ -142,7 +142,7 @@ class Story:
         more = [f for f in GIVEN if f != field and getattr(e, f)]
         given = ["verb"] + ["what"] * (field == "count")
         for f in self.rng.sample(more, len(more)):
-            if not all(differ(e, x, given) for x in rivals) or self.rng.random() < 0.3:
+            if not all(differ(e, x, given) for x in rivals) or self.rng.random() < 0.5:
                 given.append(f)
         return self.word(e, field, given) if all(differ(e, x, given) for x in rivals) else None
 

@@ -238,14 +238,16 @@ def best_spans(s: np.ndarray, e: np.ndarray, home: np.ndarray, n_best: int, max_
     s, e, home: (n,) for the context's tokens. All spans of at most max_answer tokens compete, but
     for those whose first token has more context in another window.
     """
-    longer = np.append(e, np.full(max_answer - 1, -np.inf))
-    ends = np.lib.stride_tricks.sliding_window_view(longer, max_answer)  # (n, max_answer)
+    longer = np.append(e, np.full(max_answer, -np.inf))
+    ends = np.lib.stride_tricks.sliding_window_view(longer, max_answer)[:-1]  # (n, max_answer)
     total = np.where(home[:, None], s[:, None] + ends, -np.inf).ravel()  # (n · max_answer,)
-    if len(total) > n_best:
-        found = np.flatnonzero(total >= np.partition(total, -n_best)[-n_best])
+    if len(total) > n_best:  # ties: the first in the text
+        least = np.partition(total, -n_best)[-n_best]
+        above, equal = np.flatnonzero(total > least), np.flatnonzero(total == least)
+        found = np.append(above, equal[: n_best - len(above)])
     else:
         found = np.arange(len(total))
-    found = found[np.argsort(-total[found], kind="stable")][:n_best]  # ties: first in the text
+    found = found[np.argsort(-total[found], kind="stable")]
     first, extra = np.divmod(found[total[found] > -np.inf], max_answer)
     return [(float(s[i] + e[j]), float(s[i]), float(e[j]), int(i), int(j))
             for i, j in zip(first, first + extra)]

@@ -8,13 +8,11 @@ Started again, with other lists too, it runs only what the CSV has no row of; a 
 digest of every setting that decides the run (delete rows to run them again with newer code).
 """
 
-import csv
 import hashlib
-import io
 import itertools
 import json
 import os
-import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -24,27 +22,15 @@ import time
 from collections import namedtuple
 from pathlib import Path
 
-import torch
-
 import cli
 import masking
+import rows
 import settings
-from files import RunError, UserError, locked, read_json, run_main, write_atomically
+from files import RunError, UserError, run_main
 from report import duration
 
 HERE = Path(__file__).parent
-METRICS = ("accuracy_matched", "accuracy_mismatched", "accuracy", "f1", "exact_match",
-           "matthews_correlation", "pearson", "spearman")
-# from metrics.json, or else run.json; `keep` and `penalty` are what was asked for
-COLUMNS = (
-    "task", "data", "model", "method", "scope", "keep", "penalty", "penalty_found", "density",
-    "encoder_density", "nonzero_parameters", "nonzero_parameters_total", "total_parameters",
-    "on_target", *METRICS, "lr", "score_lr", "epochs", "steps", "batch_size", "max_length",
-    "train_rows", "eval_rows", "teacher", "freeze", "held_out", "seed", "train_seconds",
-    "precision", "git", "command", "machine", "threads", "torch", "python", "date", "key")
 PATHS = ("--data", "--model", "--teacher")
-# they say where and how a run is done, not what comes out
-AIMLESS = ("output", "save_every", "device", "compile")
 
 Run = namedtuple("Run", "words name key")  # train.py's arguments, a short name, the digest
 Job = namedtuple("Job", "run process folder log git")  # a run under way
@@ -96,20 +82,14 @@ def choices(words: list[str]) -> list[list[list[str]]]:
 def deciding(s: dict) -> dict:
     """Of a run's settings those that decide its result; what is switched off is left out."""
     method = masking.METHODS[s["method"]]
-    out = set(AIMLESS)
-    out |= {"epochs"} if s["steps"] else set()
-    out |= set() if s["teacher"] else {"alpha", "temperature"}
-    out |= set() if method.learned else {"score_lr"}
-    out |= set() if method.ranked else {"scope"}
-    out |= {"hold", "cooldown"} if s["method"] == "dense" else set()
-    out |= {"keep"} if s["penalty"] is not None else set()
-    return {k: place(v) if "--" + k in PATHS else v
-            for k, v in s.items() if k not in out and v is not None and v is not False}
-
-
-def place(name: str | None) -> str | None:
-    """A path without what is this machine's alone: absolute ones and ../ones by their last name."""
-    return Path(name).name if name and (Path(name).is_absolute() or name[0] in "~.") else name
+    idle = {
+        "output": True, "save_every": True, "device": True, "compile": True,
+        "epochs": s["steps"], "keep": s["penalty"] is not None,
+        "alpha": not s["teacher"], "temperature": not s["teacher"],
+        "score_lr": not method.learned, "scope": not method.ranked,
+        "hold": s["method"] == "dense", "cooldown": s["method"] == "dense"}
+    return {k: rows.place(v) if "--" + k in PATHS else v for k, v in s.items()
+            if not idle.get(k) and v is not None and v is not False}
 
 
 def make_run(words: list[str]) -> Run:
@@ -117,7 +97,7 @@ def make_run(words: list[str]) -> Run:
     s = settings.settings(settings.make_parser().parse_args(words))
     digest = hashlib.sha256(json.dumps(deciding(s), sort_keys=True).encode()).hexdigest()[:12]
     aim = f"λ{s['penalty']:g}" if s["penalty"] is not None else f"{s['keep']:g}"
-    model = "" if s["model"] == "small" else f"-{place(s['model']).replace('/', '-')}"
+    model = "" if s["model"] == "small" else "-" + re.sub("[/:]", "-", rows.place(s["model"]))
     name = f"{s['task']}{model}-{s['method']}-{aim}-s{s['seed']}"
     return Run(words, name, digest)
 
@@ -135,77 +115,6 @@ def combinations(args, rest: list[str]) -> list[Run]:
         run = make_run(words)
         runs.setdefault(run.key, run)
     return list(runs.values())
-
-
-# ------------------------------------------------------------------------------ the CSV file
-
-
-def read_rows(path: Path) -> list[dict]:
-    """The rows of a CSV, values as text; none if there is no such file."""
-    if not path.exists():
-        return []
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    for number, row in enumerate(rows, 2):
-        if None in row or None in row.values():
-            raise UserError(f"{path}: row {number} has not as many cells as the header")
-    return rows
-
-
-def append(path: Path, row: dict) -> None:
-    """Add a row, unless another sweep has done so; the file is replaced whole or not at all."""
-    with locked(path):
-        rows = read_rows(path)
-        if any(old.get("key") == row["key"] for old in rows):
-            return
-        columns = list(dict.fromkeys((*COLUMNS, *(rows[0] if rows else ()))))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*rows, row])
-        write_atomically(path, text.getvalue())
-
-
-def shown(value) -> str:
-    return "" if value is None else f"{value:.7g}" if isinstance(value, float) else str(value)
-
-
-def row_of(job: Job) -> dict:
-    """A finished run's row."""
-    metrics, run = (read_json(job.folder / f"{name}.json") for name in ("metrics", "run"))
-    found = run | metrics | metrics["metrics"] | {
-        "model": place(metrics["model"]), "teacher": place(run["teacher"]),
-        "penalty": run["penalty"], "penalty_found": metrics["penalty"],
-        "keep": metrics["keep"] if run["penalty"] is None else None,
-        "epochs": metrics["steps"] * run["batch_size"] / metrics["train_inputs"],
-        "git": job.git, "machine": machine(run["device"]), "key": job.run.key,
-        "command": "python train.py " + " ".join(place(word) for word in job.run.words),
-        "date": time.strftime("%Y-%m-%d"),
-    }
-    return {name: shown(found.get(name)) for name in COLUMNS}
-
-
-def machine(device: str) -> str:
-    """Processor and cores, and the GPU that the run was on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        cpu = platform.processor() or platform.machine()
-    gpu = f" · {torch.cuda.get_device_name()}" if device.startswith("cuda") else ""
-    return f"{cpu}, {os.cpu_count()} cores{gpu}"
-
-
-def git_version() -> str:
-    """The commit, with + where a source file differs from it; empty outside of git."""
-    def ask(*words):
-        return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True).stdout
-
-    try:
-        commit = ask("rev-parse", "--short", "HEAD").strip()
-        return commit + ("+" if ask("status", "--porcelain", "--", "*.py") else "")
-    except OSError:
-        return ""
 
 
 # -------------------------------------------------------------------------------- the runs
@@ -230,7 +139,7 @@ def start(run: Run, args, scratch: Path) -> Job:
     with open(log, "w") as file:  # a session of its own: Ctrl-C reaches it through end() alone
         process = subprocess.Popen([sys.executable, str(HERE / "train.py"), *words], env=env,
                                    stdout=file, stderr=file, start_new_session=True)
-    return Job(run, process, folder, log, git_version())
+    return Job(run, process, folder, log, rows.git_version())
 
 
 def finish(job: Job, args) -> tuple[bool, str]:
@@ -239,11 +148,11 @@ def finish(job: Job, args) -> tuple[bool, str]:
         lines = job.log.read_text(errors="replace").split("\n")
         last = next((line for line in reversed(lines) if line.strip()), "no message")
         return False, f"FAILED, exit status {job.process.returncode}: {last.strip()}"
-    row = row_of(job)
-    append(args.csv, row)
+    row = rows.row_of(job.folder, job.run.words, job.run.key, job.git)
+    rows.append(args.csv, row)
     if not args.keep_runs:
         shutil.rmtree(job.folder, ignore_errors=True)
-    values = " · ".join(f"{name} {float(row[name]):.2f}" for name in METRICS if row[name])
+    values = " · ".join(f"{name} {float(row[name]):.2f}" for name in rows.METRICS if row[name])
     missed = "" if row["on_target"] == "True" else " (missed)"
     return True, (f"{values} · density {float(row['density']):.4f}{missed}"
                   f" · {float(row['train_seconds']):.0f} s")
@@ -268,7 +177,7 @@ def carry_out(runs: list[Run], args, scratch: Path) -> int:
         while waiting or jobs:
             while waiting and len(jobs) < args.jobs:
                 run = waiting.pop(0)
-                if run.key in {row.get("key") for row in read_rows(args.csv)}:
+                if run.key in {row.get("key") for row in rows.read(args.csv)}:
                     done += 1  # by another sweep, in the meantime
                 else:
                     jobs.append(start(run, args, scratch))
@@ -288,7 +197,7 @@ def carry_out(runs: list[Run], args, scratch: Path) -> int:
 def main() -> None:
     args, rest = make_parser().parse_known_args()
     runs = combinations(args, rest)
-    there = {row.get("key") for row in read_rows(args.csv)}
+    there = {row.get("key") for row in rows.read(args.csv)}
     todo = [run for run in runs if run.key not in there]
     print(f"{len(runs)} runs, {len(runs) - len(todo)} of them in {args.csv} already", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the children, as Ctrl-C does

@@ -13,7 +13,6 @@ import itertools
 import math
 from pathlib import Path
 
-import download
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -21,6 +20,7 @@ from torch.nn import functional as F
 import bert
 import data
 import distill
+import download
 import masking
 import parallel
 import pretrain

@@ -1,0 +1,222 @@
+"""The README's tables, filled in from results/*.csv; figures.py does it along with the pictures.
+
+    python tables.py
+
+A table stands between two comments, <!-- table: sample-mnli --> and <!-- end -->, and comes from
+results/sample-mnli.csv. Options after the name: methods=…, keep=… and tasks=… name rows and columns
+that are to be there, run or not; metric=… takes others than the first; any column of the CSV and a
+value (teacher= for none) chooses among its rows. paper_runs makes a table of the authors' runs.
+"""
+
+import re
+import statistics
+from pathlib import Path
+
+import numpy as np
+
+import masking
+import rows
+from files import UserError, run_main, write_atomically
+
+HERE = Path(__file__).parent
+MARK = re.compile(r"(<!-- table: (\S+)(.*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+MISSING = "not run here"
+PAPER_METRICS = {
+    "squad": ("EM", "F1"), "mnli": ("matched", "mismatched"), "qqp": ("accuracy", "F1")}
+
+
+# ------------------------------------------------------------------------ rows put together
+
+
+def series_of(found: list[dict]) -> dict[str, list[dict]]:
+    """Rows of one task by what they compare: the method, and whatever else sets them apart."""
+    def order(row):
+        return list(masking.METHODS).index(row["method"]), bool(row["teacher"])
+
+    series = {}
+    for row in sorted(found, key=order):
+        series.setdefault(label(row, found), []).append(row)
+    return series
+
+
+def label(row: dict, among: list[dict]) -> str:
+    """A row's series, such as "movement, global + teacher"; model and epochs where they differ."""
+    like = [r for r in among if r["method"] == row["method"]]
+    text = row["method"]
+    if len({r["model"] for r in like}) > 1:
+        text += f", {row['model']}"
+    if len({rounded(r["epochs"]) for r in like}) > 1:
+        text += f", {rounded(row['epochs'])} epochs"
+    if row["scope"] == "global" and masking.METHODS[row["method"]].ranked:
+        text += ", global"
+    text += ", weights frozen" if row["freeze"] else ""
+    text += f", {row['held_out']} held out" if row["held_out"] else ""
+    return text + (" + teacher" if row["teacher"] else "")
+
+
+def rounded(number: str) -> str:
+    return f"{float(number):.2g}"
+
+
+def by_keep(found: list[dict]) -> dict[str, list[dict]]:
+    """Rows of one series by what was asked for; the rows of a cell must differ by their seeds."""
+    cells = {}
+    for row in found:
+        asked = row["keep"] or f"λ {row['penalty']}"
+        cell = cells.setdefault(asked, [])
+        if row["seed"] in [other["seed"] for other in cell]:
+            raise UserError(f"two rows of {row['task']}, {row['method']}, {asked}, seed "
+                            f"{row['seed']}: {row['command']}; choose among them with "
+                            "column=value, or delete one")
+        cell.append(row)
+    return cells
+
+
+def first_metric(found: list[dict]) -> str:
+    return next((name for name in rows.METRICS if any(row[name] for row in found)), "")
+
+
+def values(cell: list[dict], column: str) -> list[float]:
+    return [float(row[column]) for row in cell if row[column]]
+
+
+# ------------------------------------------------------------------------------- the tables
+
+
+def cell_text(cell: list[dict], metrics: list[str], keep: float) -> str:
+    """mean ± standard deviation (seeds), and the density reached where it is not the one asked."""
+    if not cell:
+        return MISSING
+    found = [values(cell, metric) for metric in metrics]
+    text = " / ".join(f"{statistics.mean(v):.1f}" + (f" ± {statistics.stdev(v):.1f}"
+                                                     if len(v) > 1 else "") for v in found)
+    density = statistics.mean(values(cell, "density"))
+    reached = f", {100 * density:.1f} % left" if abs(density - keep) > 0.005 else ""
+    return f"{text} ({len(cell)}{reached})"
+
+
+def render(header: list[str], body: list[list[str]]) -> str:
+    """A Markdown table; what the first column says is said once."""
+    firsts = [""] + [line[0] for line in body]
+    body = [["" if line[0] == before else line[0], *line[1:]] for line, before in zip(body, firsts)]
+    lines = [header, ["---"] * len(header), *body]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def results_table(found: list[dict], name: str, methods, keeps, tasks, metric) -> str:
+    """One line a series, one column a density."""
+    tasks = tasks or list(dict.fromkeys(row["task"] for row in found))
+    keeps = keeps or sorted({row["keep"] for row in found if row["keep"]}, key=float, reverse=True)
+    if not (tasks and keeps and (found or methods)):
+        return f"*{MISSING}*\n"
+    body = []
+    for task in tasks:
+        own = [row for row in found if row["task"] == task]
+        metrics = metric or [first_metric(own)]
+        series = series_of(own)
+        there = {row["method"] for row in own}
+        series |= {method: [] for method in methods if method not in there}
+        for title, group in series.items():
+            cells = by_keep(group)
+            method = title.split(",")[0].split(" ")[0]
+            body.append([f"{task} {' / '.join(metrics)}".strip(), title] + [
+                "–" if (method == "dense") != (float(keep) == 1) and keep not in cells
+                else cell_text(cells.get(keep, []), metrics, float(keep)) for keep in keeps])
+    shares = [f"{100 * float(keep):g} %" for keep in keeps]
+    return render(["", "method", *shares], body) + caption(found, name)
+
+
+def caption(found: list[dict], name: str) -> str:
+    if not found:
+        return ""
+    data, model = (", ".join(dict.fromkeys(r[k] for r in found)) for k in ("data", "model"))
+    return ("\nmean ± standard deviation (seeds); columns: share of the encoder matrices' weights "
+            f"asked to remain; data: {data}; model: {model}; rows: `results/{name}.csv`\n")
+
+
+def paper_table(found: list[dict], keeps, tasks, distilled: str) -> str:
+    """Tables 2 and 3 from the authors' runs: those of ranked methods as they are, the others
+    linearly interpolated between neighbours, as in the paper."""
+    keeps, body = keeps or ["0.1", "0.03"], []
+    for task in tasks or PAPER_METRICS:
+        for method in ("magnitude", "l0", "movement", "soft_movement"):
+            own = [row for row in found if (row["task"], row["method"], row["distilled"])
+                   == (task, method, distilled) and row["scope"] == paper_scope(method)]
+            body.append([f"{task} {' / '.join(PAPER_METRICS[task])}", method] + [
+                " / ".join(f"{interpolated(own, float(k), m):.1f}" for m in ("metric1", "metric2"))
+                for k in keeps])
+    shares = [f"{100 * float(keep):g} %" for keep in keeps]
+    taught = "with a teacher" if distilled == "yes" else "without a teacher"
+    return render(["", "method", *shares], body) + (
+        f"\nthe paper's own results {taught}: BERT-base, one seed, from the authors' runs in "
+        "`results/paper_runs.csv`\n")
+
+
+def paper_scope(method: str) -> str:
+    return "local" if masking.METHODS[method].ranked else "global"
+
+
+def interpolated(found: list[dict], keep: float, metric: str) -> float:
+    """A metric at a density; runs at 0.101 count biases and LayerNorms, and asked for 0.1."""
+    points = sorted((float(row["encoder_density"]), float(row[metric])) for row in found)
+    if masking.METHODS[found[0]["method"]].ranked:
+        return min(points, key=lambda p: abs(p[0] - keep - 0.001))[1]
+    return float(np.interp(keep, *zip(*points)))
+
+
+# --------------------------------------------------------------------------------- the README
+
+
+def chosen(found: list[dict], filters: dict[str, str]) -> list[dict]:
+    """The rows whose columns have one of the values given, numbers compared as numbers."""
+    def same(cell, value):
+        try:
+            return float(cell) == float(value)
+        except ValueError:
+            return cell == value
+
+    for column, wanted in filters.items():
+        if found and column not in found[0]:
+            raise UserError(f"table option {column}=: there is no such column")
+        found = [r for r in found if any(same(r[column], v) for v in wanted.split(","))]
+    return found
+
+
+def table(name: str, options: dict[str, str], folder: Path) -> str:
+    """The Markdown of one table."""
+    options = dict(options)
+    methods, keeps, tasks, metric = ([v for v in options.pop(name, "").split(",") if v]
+                                     for name in ("methods", "keep", "tasks", "metric"))
+    found = rows.read(folder / f"{name}.csv")
+    if name == "paper_runs":
+        return paper_table(found, keeps, tasks, options.get("distilled", "no"))
+    found = chosen(found, options)
+    for column, wanted in (("method", methods), ("task", tasks)):
+        found = [row for row in found if not wanted or row[column] in wanted]
+    return results_table(found, name, methods, keeps, tasks, metric)
+
+
+def fill(text: str, folder: Path) -> str:
+    """`text` with every table between its markers made anew from the CSV files of `folder`."""
+    def made(match):
+        options = dict(word.split("=", 1) for word in match[3].split())
+        try:
+            return match[1] + table(match[2], options, folder) + match[5]
+        except UserError as error:
+            raise UserError(f"table {match[2]}: {error}") from None
+
+    if text.count("<!-- table: ") != len(MARK.findall(text)):
+        raise UserError("a <!-- table: … --> has no <!-- end -->")
+    return MARK.sub(made, text)
+
+
+def fill_file(path: Path, folder: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    filled = fill(text, folder)
+    if filled != text:
+        write_atomically(path, filled)
+    print(f"{path}: {len(MARK.findall(text))} tables" + (", as they were" * (filled == text)))
+
+
+if __name__ == "__main__":
+    run_main(lambda: fill_file(HERE / "README.md", HERE / "results"))

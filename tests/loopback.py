@@ -1,0 +1,67 @@
+"""An HTTP server on this machine that serves given files, and misbehaves when asked to."""
+
+import http.server
+import threading
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves server.files; server.moods[path] holds what goes wrong, one word a request."""
+
+    def log_message(self, *_):
+        pass
+
+    def send(self, code, headers, body=b""):
+        self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def do_GET(self):
+        path = self.path.partition("?")[0]
+        self.server.asked.append(path)
+        moods = self.server.moods.get(path, [])
+        mood = moods.pop(0) if moods else ""
+        code, headers, body = self.server.answer(path)
+        if mood.isdigit():
+            self.send(int(mood), {"Content-Length": 0})
+        elif mood == "cut":
+            self.send(code, headers | {"Content-Length": len(body)}, body[: len(body) // 2])
+        elif mood == "cut at once":
+            self.send(code, headers | {"Content-Length": len(body)})
+        elif mood == "drop":
+            pass  # the connection closes without an answer
+        elif mood == "longer":
+            self.send(code, headers | {"Content-Length": len(body) + 10}, body + b"x" * 10)
+        elif mood == "no length":
+            self.send(code, headers, body)
+        elif mood == "hang":
+            self.send(code, headers | {"Content-Length": len(body)}, body[:10])
+            self.server.released.wait(300)
+        else:
+            self.send(code, headers | {"Content-Length": len(body)}, body)
+
+    do_HEAD = do_GET
+
+
+class Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files, self.moods, self.asked = {}, {}, []
+        self.released = threading.Event()
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+
+    def answer(self, path):
+        return (200, {}, self.files[path]) if path in self.files else (404, {}, b"")
+
+    def handle_error(self, request, client_address):
+        pass  # a client that was killed
+
+    def stop(self):
+        self.released.set()
+        self.shutdown()
+        self.server_close()

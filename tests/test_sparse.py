@@ -1,0 +1,67 @@
+"""CSR layers give the dense layers' outputs, and the measurement says what it measured."""
+
+import copy
+import csv
+
+import pytest
+import torch
+
+import bert
+import sparse
+
+SMALL = bert.Config(vocab_size=50, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+                    intermediate_size=256, max_position_embeddings=150)
+
+
+def pruned(head, density):
+    torch.manual_seed(0)
+    model = bert.create(SMALL, head).eval()
+    sparse.prune_at_random(model, density)
+    return model
+
+
+def test_a_layer_by_hand():
+    linear = torch.nn.Linear(3, 2)
+    linear.weight.data = torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.0, 3.0]])
+    linear.bias.data = torch.tensor([10.0, 20.0])
+    x = torch.tensor([[[1.0, 2.0, 3.0]], [[0.0, 1.0, 0.0]]])  # (2, 1, 3)
+    assert sparse.SparseLinear(linear)(x).tolist() == [[[14.0, 30.0]], [[12.0, 20.0]]]
+
+
+@pytest.mark.parametrize("head", ["classification", "span"])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 12), (2, 150)])  # 300 rows: more than one piece
+def test_outputs_are_the_dense_models(head, shape):
+    dense = pruned(head, 0.1)
+    csr = copy.deepcopy(dense)
+    assert sparse.sparsify(csr, most=1.0) == 12
+    ids = torch.randint(1, 50, shape)
+    mask = torch.ones_like(ids)
+    mask[-1, shape[1] // 2 + 1 :] = 0
+    with torch.inference_mode():
+        assert torch.allclose(csr(ids, mask, ids * 0), dense(ids, mask, ids * 0), atol=1e-5)
+
+
+def test_only_matrices_that_gain_are_replaced():
+    model = pruned("classification", 0.05)
+    model.bert.layers[0].up.weight.data.fill_(1.0)
+    model.bert.layers[1].key.weight.data.zero_()
+    assert sparse.sparsify(model) == 11
+    assert isinstance(model.bert.layers[0].up, torch.nn.Linear)
+    assert isinstance(model.bert.layers[1].key, sparse.SparseLinear)
+    assert isinstance(model.pooler, torch.nn.Linear)
+
+
+def test_a_row_of_the_measurement():
+    row = sparse.measure("tiny", SMALL, batch=2, tokens=8, density=0.1, repeats=3)
+    assert row["difference"] < 1e-5
+    assert all(row[f"{run}_ms"] > 0 for run in ("dense", "bf16", "autocast", "csr"))
+
+
+def test_the_command_writes_its_rows(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sparse, "MODELS", {"tiny": SMALL})
+    monkeypatch.setattr("sys.argv", ["sparse.py", "--quick", "--csv", str(tmp_path / "rows.csv")])
+    sparse.main()
+    rows = list(csv.DictReader(open(tmp_path / "rows.csv")))
+    assert [(r["batch"], r["density"]) for r in rows] == [
+        ("1", "0.1"), ("1", "0.03"), ("32", "0.1"), ("32", "0.03")]
+    assert len(capsys.readouterr().out.splitlines()) == 4
