@@ -64,6 +64,8 @@ def read_json(path: str | Path) -> dict:
         raise UserError(f"{path}: not UTF-8 text") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: broken JSON ({error.msg})") from None
+    except (RecursionError, ValueError) as error:  # nested too deeply; thousands of digits
+        raise UserError(f"{path}: broken JSON ({error})") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: a JSON object is expected")
     return value

@@ -10,7 +10,7 @@ import zlib
 from collections import namedtuple
 from functools import lru_cache
 
-GENRES_MATCHED = ("farm", "city", "school", "forest", "stage")
+GENRES_MATCHED = ("farm", "city", "forest", "stage")
 GENRES_MISMATCHED = ("sea",)  # in the pretraining text, never in the training rows
 
 
@@ -27,9 +27,6 @@ farm / animal=creature(dog(poodle beagle) horse(mare pony) bird(hen duck)) /
 city / person(tourist=visitor(backpacker) driver=motorist(cabbie) seller=vendor(grocer)) /
  item=object(bag(purse satchel) toy(doll kite)) / walk(stroll march)|stand(queue) /
  buy=purchase carry(haul) paint / town(mall(bakery kiosk) park station)
-school / person(pupil=student(freshman) teacher=instructor(professor) parent(mother father)) /
- text(book=volume(novel atlas) poem(sonnet)) picture=image(sketch) / jump=leap(hop)|sit(squat) /
- study=examine(memorize) copy(trace) / school=academy(library(archive) classroom gym)
 forest / beast(bear(grizzly cub) canine(coyote jackal) rodent(squirrel)) /
  plant(tree(oak birch) flower=blossom(tulip violet)) / climb(scramble)|crouch /
  destroy=ruin(shred) watch=observe / forest=woods(valley(gorge) cave=cavern clearing)

@@ -80,31 +80,32 @@ class Cut:
     """Finds the k-th largest of many scores, again and again while scores and k move.
 
     What it finds is exact and does not depend on what it found before; only its speed does. It
-    keeps a bracket around the last cut: one pass counts the scores above the bracket and takes
-    out those inside. If the k-th largest is one of these few, nothing else need be put in order.
+    guesses a bracket around the cut from the last two: one pass counts the scores above it and
+    takes out those inside. If the k-th largest is one of these few, nothing else need be put in
+    order; if not, the next bracket is wider.
     """
 
-    narrow = 1 / 250  # of all scores: the least that the bracket should hold on either side
+    narrow, wide = 1 / 250, 1 / 8  # of all scores: what a bracket is meant to hold on either side
 
     def __init__(self):
-        self.k, self.bracket, self.side = None, None, self.narrow
+        self.cut, self.bracket, self.side = None, None, 5 * self.narrow
 
     def find(self, scores: list[Tensor], k: int) -> tuple[float, int]:
         """The k-th largest entry, and how many entries more than k are at least as large."""
-        n = sum(S.numel() for S in scores)
         found = [between(S, *self.bracket) for S in scores] if self.bracket else []
         above, inside = sum(a for a, _ in found), [x for _, x in found]
         if above < k <= above + sum(x.numel() for x in inside):
-            self.side = max(self.narrow, 0.9 * self.side)
+            self.side = max(self.narrow, 0.97 * self.side)
         else:
             above, inside = 0, [S.detach().flatten() for S in scores]
-            self.side = min(1 / 8, 2 * self.side)
+            self.side = min(self.wide, 2 * self.side) if self.bracket else self.side
         x = torch.cat(inside)
-        # next time k will move as it did now, so the bracket goes around k + step
-        step, side = k - (self.k or k), math.ceil(self.side * n)
-        ends = [min(max(0, above + len(x) - k - step + d), len(x) - 1) for d in (-side, side)]
-        low, cut, high = ordered(x, [ends[0], above + len(x) - k, ends[1]])
-        self.k, self.bracket = k, (low, high)
+        place, side = above + len(x) - k, math.ceil(self.side * sum(S.numel() for S in scores))
+        first, last = max(0, place - side), min(len(x) - 1, place + side)
+        low, cut, high = ordered(x, [first, place, last])
+        reach = side * (high - low) / max(1, last - first)
+        ahead = cut + (0.0 if self.cut is None else cut - self.cut)
+        self.cut, self.bracket = cut, (ahead - reach, ahead + reach)
         return cut, above + int((x >= cut).sum()) - k
 
 

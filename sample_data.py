@@ -31,12 +31,11 @@ from lexicon import (
     split,
 )
 from sample_nli import LINKS, infer, mnli_rows, random_frame, render
-from sample_squad import squad_json
 
 # what the sample depends on
 SOURCES = ["lexicon.py", "sample_nli.py", "sample_squad.py", "sample_data.py"]
 SIZES = {
-    "mnli": {"train": 30_000, "dev_matched": 1_500, "dev_mismatched": 1_500},
+    "mnli": {"train": 36_000, "dev_matched": 1_500, "dev_mismatched": 1_500},
     "qqp": {"train": 8_000, "dev": 1_500},
     "sst2": {"train": 8_000, "dev": 1_500},
     "rte": {"train": 4_000, "dev": 1_000},
@@ -220,7 +219,8 @@ def facts(rng: random.Random, genre: str) -> str:
 
 
 def pretraining_text(n: int) -> Iterator[tuple[str, ...]]:
-    """n documents of facts, inferences, descriptions, reviews and questions; no evaluation rows."""
+    """n documents, of one text or two: facts, inferences, passages, reviews, questions. No row that
+    is evaluated on is among them, nor the first text of one."""
     rng = random.Random("pretraining text")
     while n:
         genre, dice = choose(rng, GENRES_MATCHED + GENRES_MISMATCHED), rng.random()
@@ -232,7 +232,7 @@ def pretraining_text(n: int) -> Iterator[tuple[str, ...]]:
             (first, second), lab, _ = infer(rng, genre, "text") or (("", ""), "", "")
             second = lab and f"{choose(rng, LINKS[lab])} {second}"
         elif dice < 0.8:
-            first, second = (render(random_frame(rng, genre)) + " ." for _ in range(2))
+            second = sample_squad.passages(rng)
         elif dice < 0.9:
             first, second = *review(rng, good), f"it is {'good' if good else 'bad'} ."
         else:
@@ -302,7 +302,7 @@ def write_task(task: str, folder: Path) -> None:
     """Write all splits of a task in the official layout below folder."""
     for name, n in SIZES[task].items():
         if task == "squad":
-            write_json(folder / "SQuAD" / f"{name}-v1.1.json", squad_json(name, n))
+            write_json(folder / "SQuAD" / f"{name}-v1.1.json", sample_squad.squad_json(name, n))
             continue
         place, table = TABLES[task]
         lines = ("\t".join(map(str, row)) + "\n" for row in table(name, n))

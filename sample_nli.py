@@ -161,7 +161,7 @@ def render(f: Frame, front: str = "") -> str:
 
 def quantifier(rng: random.Random) -> str:
     """Counts are many, so they are chosen less often each."""
-    return choose(rng, PLAIN if rng.random() < 0.95 else COUNTED)
+    return choose(rng, PLAIN if rng.random() < 0.97 else COUNTED)
 
 
 def well_formed(f: Frame) -> bool:
@@ -206,6 +206,9 @@ def related(rng: random.Random, words: dict[str, Word], word: str, far: float = 
     return choose(rng, [w for w in near if w != word] or [word])
 
 
+SWAPPED = ("noun", "verb", "pred", "obj")  # no sentence can do without them
+
+
 def edit(rng: random.Random, f: Frame) -> Frame:
     """One random change of a sentence."""
     dice = rng.random()
@@ -220,11 +223,13 @@ def edit(rng: random.Random, f: Frame) -> Frame:
     fields = ["noun", "adj", "that"] * bool(f.noun) + ["obj", "obj_adj"] * bool(f.obj)
     fields += ["pred", "pred2"] if f.pred else ["verb", "adverb", "place"] + ["time"] * bool(f.past)
     field = choose(rng, fields)
+    if rng.random() < 0.3:  # what is only added or left out is easier than what is exchanged
+        field = choose(rng, [x for x in fields if x not in SWAPPED])
     word, words = getattr(f, field), slot_words(f, field)
     # "Ate an apple" against "ate a pear" and the like is debatable: no alternatives there.
     clear = SLOT.get(field) in ("who", "who_adj") or (
         not f.past and (field == "place" or (field == "verb" and not f.obj)))
-    if word and (field in ("noun", "verb", "pred", "obj") or rng.random() < 0.5):
+    if word and (field in SWAPPED or rng.random() < 0.5):
         return f._replace(**{field: related(rng, words, word, 0.3 * clear)})
     change = {field: None if word else choose(rng, tuple(words))}
     if field == "pred2":

@@ -2,7 +2,7 @@
 
     python sample_squad.py      prints a few
 
-A passage tells of 4 to 6 events. They share a small cast of people, deeds, things, places and
+A passage tells of 3 or 4 events. They share a small cast of people, deeds, things, places and
 times, so that the words of a question occur in several sentences, and only all of them together
 single out one event. Questions swap active and passive, and name things by synonyms or by what
 they are a kind of; some events are said not to have happened, and asked for as such.
@@ -78,7 +78,7 @@ class Story:
         self.cast["who"] += rng.sample(NAMES, choose(rng, (1, 2)))
         self.events, self.text = [], ""
         self.spans = []  # of each event: field → the texts that answer for it, and their starts
-        size = choose(rng, (4, 5))
+        size = choose(rng, (3, 4))
         while len(self.events) < size:
             e = self.draw()
             # no event repeats or contradicts another
@@ -129,7 +129,7 @@ class Story:
     def other_word(self, slot: str, word: str) -> str:
         """The word, a synonym, or what it is a kind of if nothing else in the cast is."""
         words, others = LEXICON[self.genre][slot], [w for w in self.cast[slot] if w != word]
-        if word in NAMES or self.rng.random() < 0.6:
+        if word in NAMES or self.rng.random() < 0.7:
             return word
         if any(w in NAMES for w in others):  # they may be of any kind
             return choose(self.rng, words[word].names)

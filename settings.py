@@ -84,7 +84,7 @@ PAPER = {
 }
 
 # The small BERT on the sample: one grid of rates for every method, see results/README.md.
-SMALL = Recipe(2, 32, 3e-4, 3e-2, 64, warmup=0.1, hold=0.1, cooldown=0.2)
+SMALL = Recipe(2, 32, 6e-4, 3e-2, 64, warmup=0.1, hold=0.1, cooldown=0.2)
 SMALL_RATES = {}  # method: (lr, score_lr)
 
 
@@ -92,7 +92,7 @@ def recipe_for(task: str, method: str, model: str) -> Recipe:
     if pretrain.is_small(model):
         lr, score_lr = SMALL_RATES.get(method, (SMALL.lr, SMALL.score_lr))
         recipe = replace(SMALL, lr=lr, score_lr=score_lr)
-        return replace(recipe, max_length=128, doc_stride=64) if task == "squad" else recipe
+        return replace(recipe, max_length=128, doc_stride=48) if task == "squad" else recipe
     # the paper has three tasks; the others take MNLI's settings, all but its λ
     own = PAPER.get(task, PAPER["mnli"])
     recipe = own.get(method, own[""])

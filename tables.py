@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 MARK = re.compile(r"(<!-- table: (\S+)(.*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 MISSING = "not run here"
 PAPER_METRICS = {
-    "squad": ("EM", "F1"), "mnli": ("matched", "mismatched"), "qqp": ("accuracy", "F1")}
+    "squad": ("EM", "F1"), "mnli": ("accuracy matched", "mismatched"), "qqp": ("accuracy", "F1")}
 
 
 # ------------------------------------------------------------------------ rows put together
@@ -31,7 +31,8 @@ PAPER_METRICS = {
 def series_of(found: list[dict]) -> dict[str, list[dict]]:
     """Rows of one task by what they compare: the method, and whatever else sets them apart."""
     def order(row):
-        return list(masking.METHODS).index(row["method"]), bool(row["teacher"])
+        return (list(masking.METHODS).index(row["method"]), bool(row["teacher"]),
+                bool(row["freeze"]), row["scope"] == "global", float(row["epochs"]))
 
     series = {}
     for row in sorted(found, key=order):
@@ -187,6 +188,7 @@ def table(name: str, options: dict[str, str], folder: Path) -> str:
     options = dict(options)
     methods, keeps, tasks, metric = ([v for v in options.pop(name, "").split(",") if v]
                                      for name in ("methods", "keep", "tasks", "metric"))
+    keeps = [f"{float(keep):g}" for keep in keeps]  # as the CSV has them
     found = rows.read(folder / f"{name}.csv")
     if name == "paper_runs":
         return paper_table(found, keeps, tasks, options.get("distilled", "no"))

@@ -75,7 +75,7 @@ def load_rows(s: dict, task: data.Task):
 def encode(task: data.Task, rows, tokenizer, s: dict, training: bool = False) -> data.Features:
     if task.span:
         return squad.encode(rows, tokenizer, s["max_length"], s["doc_stride"], training=training)
-    return data.encode(rows, tokenizer, s["max_length"])
+    return data.encode_cached(rows, tokenizer, s["max_length"])
 
 
 def model_folder(name: str) -> Path:
