@@ -49,7 +49,7 @@ X_AXES = {  # column, its unit in the plot, the axis's name
 # ---------------------------------------------------------------------------- paper and ink
 
 
-def panels(count: int, height: float = 3.8):
+def panels(count: int, height: float = 3.3):
     """A figure as wide as the README shows it, with `count` panels."""
     columns = 2 if count == 4 else min(count, 3)
     lines = -(-count // columns)
@@ -70,14 +70,15 @@ def save(figure, path: Path) -> None:
 
 
 def legend(figure, axes) -> None:
-    """One legend for all panels, below them."""
+    """One legend for all panels, below them; the figure grows by its lines."""
     entries = {}
     for axis in axes:
         entries |= dict(zip(*reversed(axis.get_legend_handles_labels())))
     letters = max(map(len, entries))
     columns = int(figure.get_figwidth() / (0.09 * letters + 0.7))  # inches of a letter, of a sign
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center",
-                  ncols=min(max(1, columns), 4, len(entries)))
+    columns = min(max(1, columns), 4, len(entries))
+    figure.set_figheight(figure.get_figheight() + 0.24 * -(-len(entries) // columns))
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
 
 
 def percent_axis(axis, xs: list[float]) -> None:
@@ -316,7 +317,7 @@ def figure4b(axis, a) -> None:
     """Scores against weights of one matrix."""
     part = fullest(a)
     scatter(axis, part.W.ravel(), part.S.ravel(), part.M.ravel(), STYLES[a.method][0])
-    axis.legend(markerscale=5, handletextpad=0)
+    axis.legend(markerscale=5, loc="lower left", handletextpad=0)
     axis.set_title(named(a, part))
 
 
@@ -338,14 +339,15 @@ def figure6(path: Path, found: list) -> None:
 
 
 def figure6_matrices(axis, a) -> None:
-    """Density of each matrix as a map, layer by layer."""
+    """Density of each matrix as a map, layer by layer, up to three times the run's own."""
     names = list(anatomy.MATRICES.values())
     grid = 100 * np.array([[a.get(layer, name).M.mean() for name in names]
                            for layer in range(a.layers)])
-    axis.imshow(grid, cmap="Blues", aspect="auto", vmin=0)
+    most = min(100, 300 * np.concatenate([p.M.ravel() for p in a.parts]).mean())
+    axis.imshow(grid, cmap="Blues", aspect="auto", vmin=0, vmax=most)
     for (layer, column), value in np.ndenumerate(grid):
-        axis.text(column, layer, f"{value:.3g}", ha="center", va="center", fontsize=8,
-                  color="white" if value > 0.6 * grid.max() else "black")
+        axis.text(column, layer, f"{value:.1f}", ha="center", va="center", fontsize=8,
+                  color="white" if value > 0.6 * most else "black")
     axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axis.set_yticks(range(a.layers), range(1, a.layers + 1))
     axis.grid(False)
@@ -360,7 +362,8 @@ def from_runs(folders: list[Path], output: Path) -> None:
     runs = [a for a, _ in found]
     inked([a for a in runs if a.parts[0].W0 is not None], figure1, output / "figure1",
           xlabel="pretrained weight", ylabel="fine-tuned weight")
-    inked(runs, figure4a, output / "figure4a", xlabel="remaining weight", ylabel="weights")
+    inked(runs, figure4a, output / "figure4a", xlabel="remaining weight",
+          ylabel="number of weights")
     inked([a for a in runs if a.parts[0].S is not None and a.method != "random"], figure4b,
           output / "figure4b", xlabel="weight", ylabel="score S")
     figure6(output / "figure6", found)

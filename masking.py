@@ -283,7 +283,8 @@ class PenaltyControl:
     the speed of q, at every step straight from where q is to the cut, to be there at T − t_f.
     """
 
-    start, gain, fastest = 0.5, 30.0, 0.06
+    start, gain, fastest = 0.5, 10.0, 0.06
+    state = ("pull", "speed", "task", "q", "pace")  # what changes from step to step
 
     def __init__(self, v: float, method, schedule: Schedule):
         self.v, self.method, self.schedule = v, method, schedule
@@ -292,7 +293,14 @@ class PenaltyControl:
         self.speed = 0.0  # of q, in learning rates a step: Adam's bound is about 1
         self.task = 0.0  # the task's gradient of a score, rms
         self.q = None
+        self.pace = None  # the speed wanted at first
         self.near = Cut()
+
+    def state_dict(self) -> dict:
+        return {name: getattr(self, name) for name in self.state}
+
+    def load_state_dict(self, saved: dict) -> None:
+        vars(self).update(saved)
 
     def quantile(self, scores: list[Tensor]) -> float:
         every = max(1, sum(S.numel() for S in scores) // 2**17)
@@ -313,8 +321,10 @@ class PenaltyControl:
             left = max(end - t, 0.25 * self.ramp)  # steps, and below what rates still add up to
             reach = lr * left * (1 - left / 2 / max(left, self.schedule.T - t))
             wanted = max(-1.0, min(1.0, (self.method.cut - self.q) / reach))
-            rate = min(self.gain / self.ramp, self.fastest)
-            self.pull *= math.exp(rate * (self.speed - wanted))
+            self.pace = self.pace or max(abs(wanted), 1e-3)
+            # errors count in units of the pace, or a short way would be run too fast
+            error = max(-2.0, min(2.0, (self.speed - wanted) / self.pace))
+            self.pull *= math.exp(min(self.gain / self.ramp, self.fastest) * error)
         n = sum(S.numel() for S in scores)
         return self.pull * self.task * n / float(self.method.slope(torch.tensor(self.q)))
 
@@ -448,6 +458,25 @@ class Pruner:
             # the original raises λ along with τ: λ(t) = λ τ(t) / τ_f
             return self.fixed_penalty * (1 - self.schedule.remaining(t))
         return self.fixed_penalty
+
+    # -- to go on with after an interruption
+
+    def state_dict(self) -> dict:
+        """All that later steps depend on; the last cuts are not, they only save time."""
+        parts = [{"W": m.W.detach(), "S": m.S, "M": m.M} for m in self.matrices if self.masked]
+        return {"matrices": parts, "penalty": self.penalty,
+                "control": self.control.state_dict() if self.control else None}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict) -> None:
+        for m, saved in zip(self.matrices, state["matrices"]):
+            m.W.copy_(saved["W"])
+            m.M = saved["M"].to(m.W)
+            if m.S is not None:
+                m.S.copy_(saved["S"])
+        self.penalty = state["penalty"]
+        if self.control:
+            self.control.load_state_dict(state["control"])
 
     # -- what is left
 

@@ -1,6 +1,6 @@
 """Is a pruned model faster? Its matrices in PyTorch's CSR layout against dense ones.
 
-    python sparse.py                         both sizes of model, about ten minutes on one core
+    python sparse.py                         both sizes of model, a quarter of an hour on one core
     python sparse.py --quick --csv FILE      MiniLM's size at two densities, under a minute
 
 CSR keeps the non-zero weights row by row, each with its column. A product with it skips the
@@ -113,13 +113,14 @@ def measure(name: str, config: bert.Config, batch: int, tokens: int, density: fl
     row |= {f"{run}_ms": round(1e3 * statistics.median(s), 2) for run, s in seconds.items()}
     for rival in rivals:
         ratios = [r / s for r, s in zip(seconds[rival], seconds["csr"])]
-        row[f"csr_over_{rival}"] = round(statistics.median(ratios), 3)
+        row[f"speedup_over_{rival}"] = round(statistics.median(ratios), 3)
     row["difference"] = float((dense(*inputs) - csr(*inputs)).abs().max())
     return row
 
 
 def show(row: dict) -> str:
-    speed = " · ".join(f"{row[f'csr_over_{r}']:5.2f}× {r}" for r in ("dense", "bf16", "autocast"))
+    speed = " · ".join(f"{row[f'speedup_over_{rival}']:5.2f}× {rival}"
+                       for rival in ("dense", "bf16", "autocast"))
     return (f"{row['model']:10} batch {row['batch']:2} × {row['tokens']} tokens · density "
             f"{row['density']:4.2f} · CSR {row['csr_ms']:8.1f} ms, speed {speed}")
 
