@@ -355,8 +355,10 @@ def load(folder: str | Path, head: str, num_labels: int = 2) -> tuple[nn.Module,
     """A model from a Hugging Face folder → (model, names of newly initialised tensors)."""
     c, _ = read_config(folder)
     weights = read_weights(folder)
-    with torch.device("meta"):  # shapes without memory: config.json may ask for more than there is
-        load_weights(HEADS[head](c, num_labels), weights, str(folder))
+    H, held = c.hidden_size, sum(x.numel() for x in weights.values())
+    asked = H * (c.vocab_size + c.num_hidden_layers * (4 * H + 2 * c.intermediate_size))
+    if asked > max(10**9, 2 * held):  # before any memory is asked for
+        raise UserError(f"{folder}: config.json asks for {asked:,} weights, the file has {held:,}")
     model = create(c, head, num_labels)
     return model, load_weights(model, weights, str(folder))
 

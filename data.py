@@ -264,19 +264,20 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise UserError(f"{folder}: neither tokenizer.json nor vocab.txt is there")
     try:
         tokenizer = Tokenizer.from_file(str(path)) if path.exists() else from_vocabulary(folder)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode("\u2603")  # fails without a token for what is unknown
+        empty = tokenizer.encode("", "")
     except UserError:
         raise
     except Exception as error:  # the library raises plain Exception
         raise UserError(f"{folder}: not a tokenizer ({error})") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    empty = tokenizer.encode("", "")
-    if empty.tokens != ["[CLS]", "[SEP]", "[SEP]"] or empty.type_ids != [0, 0, 1]:
-        raise UserError(f"{folder}: the tokenizer puts texts together as {empty.tokens}, not as "
-                        "BERT's does")
-    for token in ("[PAD]", "[UNK]"):
-        if tokenizer.token_to_id(token) is None:
-            raise UserError(f"{folder}: the tokenizer has no {token}, so it is not BERT's")
+    joint = [tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]", "[SEP]")]
+    if empty.ids != joint or empty.type_ids != [0, 0, 1]:
+        raise UserError(f"{folder}: the tokenizer joins two texts as {empty.tokens}, not as BERT's "
+                        "does, [CLS] … [SEP] … [SEP]")
+    if tokenizer.token_to_id("[PAD]") is None:
+        raise UserError(f"{folder}: the tokenizer has no [PAD], so it is not BERT's")
     return tokenizer
 
 
@@ -306,6 +307,8 @@ def encode(rows: Rows, tokenizer: Tokenizer, max_length: int) -> Features:
 
     The library's threads share the work (TOKENIZERS_PARALLELISM, RAYON_NUM_THREADS).
     """
+    if max_length < 3:
+        raise UserError(f"--max-length {max_length}: [CLS] and two [SEP] alone are 3 tokens")
     tokenizer.enable_truncation(max_length, strategy="longest_first")
     ids, lengths, first = [], [], []
     for at in tqdm(range(0, len(rows), CHUNK), "tokenising", unit_scale=CHUNK, unit=" rows",
@@ -340,8 +343,8 @@ def encode_cached(rows: Rows, tokenizer: Tokenizer, max_length: int) -> Features
             with np.load(folder / "features.npz", allow_pickle=False) as kept:
                 return Features(**kept, labels=rows.labels, pad=tokenizer.token_to_id("[PAD]"))
         except Exception:  # a damaged archive raises many kinds
-            shutil.rmtree(folder)
-    raise RunError(f"{folder}: cannot be read back")
+            shutil.rmtree(folder, ignore_errors=True)
+    raise RunError(f"{folder}: cannot be read back; delete it")
 
 
 # ---------------------------------------------------------------------------------- batches

@@ -97,7 +97,8 @@ def main() -> None:
     s["precision"] = choose_precision(s["precision"], s["device"], model.bert.config.hidden_size)[0]
     if args.sparse:
         s["precision"], s["device"] = "fp32", "cpu"
-        sparse.sparsify(model.cpu())
+        print(f"{sparse.sparsify(model.cpu())} matrices are multiplied sparsely; the others are "
+              "too dense to gain")
     print(f"{args.folder} · {s['task']} · {s['device']}, {s['precision']}")
     if args.predict:
         return write_predictions(args, model, task, tokenizer, s, order)

@@ -236,6 +236,8 @@ def save_pruning(pruner, path: Path) -> None:
 
 def save(folder: Path, model, task, tokenizer, tokenizer_folder: Path, pruner) -> None:
     """The pruned model as a Hugging Face folder, and the pruning beside it."""
+    for m in pruner.matrices:
+        m.weight.data += 0.0  # W ⊙ M leaves −0.0 where W is negative; zeros should be one number
     bert.save(model, folder, None if task.span else list(task.labels) or ["score"])
     save_pruning(pruner, folder / "pruning.safetensors")
     write_atomically(folder / "tokenizer.json", tokenizer.to_str())

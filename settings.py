@@ -19,7 +19,7 @@ DESCRIPTION = """Fine-prune BERT (Sanh, Wolf, Rush 2020).
 
   python train.py                                      movement pruning to 10 % on generated NLI
   python train.py --task mnli --method soft_movement --keep 0.03
-  python train.py --task sst2 --method magnitude --data glue --model path/to/bert"""
+  python train.py --task sst2 --method magnitude --data download --model bert-base-uncased"""
 
 # ------------------------------------------------------------------------------- recipes
 
@@ -115,10 +115,11 @@ def make_parser() -> cli.Parser:
       help="rank scores matrix by matrix (default), or all together")
     a = p.add_argument_group("data and model").add_argument
     a("--data", default="sample", metavar="DIR",
-      help="sample (generated, default), or a folder with MNLI/, QQP/, SST-2/, … as GLUE has them")
+      help="sample (generated, default), download (the official files, cached), or a folder with "
+      "MNLI/, SST-2/, SQuAD/, … as they are published")
     a("--model", default="small", metavar="DIR",
-      help="small (4×128, pretrained once, default), small:2x64, a Hugging Face BERT folder, "
-           "or untrained (small with random weights)")
+      help="small (4 layers × 128, pretrained once, default), small:2x64, a Hugging Face BERT's "
+      "folder or Hub id such as bert-base-uncased, or untrained (small with random weights)")
     a("--max-train-rows", type=cli.count, metavar="N", help="draw N training rows (fixed seed)")
     a("--max-eval-rows", type=cli.count, metavar="N", help="draw N rows of each evaluation file")
     a("--held-out", type=cli.number(0, 0.9), metavar="SHARE",

@@ -262,7 +262,7 @@ CONFIGS = {
     "negative": ({"vocab_size": -1}, "vocab_size is -1"),
     "absurd": ({"hidden_size": 10**12}, "hidden_size"),
     "more than memory": ({"intermediate_size": 900_000, "hidden_size": 500_000},
-                         "but config.json asks for (500000,)"),
+                         "the file has"),
     "dropout": ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob is 1.5"),
     "not a number": ({"layer_norm_eps": float("nan")}, "layer_norm_eps is nan"),
     "padding": ({"pad_token_id": 1013}, "pad_token_id"),
@@ -300,6 +300,7 @@ class Trap:
         return os.mkdir, (str(self.path),)
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("write", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x))])
 def test_a_pickle_with_code_in_it_is_not_run(write, weights, tmp_path):
     folder_of(tmp_path, {})

@@ -39,6 +39,7 @@ def test_metrics_by_hand():
     assert data.ranks(np.array([3.0, 1.0, 3.0, 2.0])).tolist() == [3.5, 1, 3.5, 2]
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("n", [2, 3, 40, 1043])
 @pytest.mark.parametrize("seed", range(5))
 def test_metrics_equal_scikit_learn_and_scipy(n, seed):
@@ -81,6 +82,12 @@ def test_tokens_by_hand(tokenizer):
     assert f.starts.tolist() == [0, 6, 10, 18, 21]
     assert f.lengths.tolist() == [6, 4, 8, 3] and f.first.tolist() == [4, 4, 4, 2]
     assert f.pad == 0 and f.labels.tolist() == [0, 1, 2, 3] and f.ids.dtype == np.int32
+
+
+def test_no_room_for_text(tokenizer):
+    with pytest.raises(UserError, match="--max-length 2"):
+        data.encode(rows_of("a|b"), tokenizer, 2)
+    assert data.encode(rows_of("a|b"), tokenizer, 3).ids.tolist() == [2, 3, 3]
 
 
 def test_a_batch_by_hand(tokenizer):
@@ -154,6 +161,7 @@ TOKENIZERS = {
     "nothing there": ({}, "neither tokenizer.json nor vocab.txt"),
     "no [PAD]": ({"vocab.txt": "[UNK]\n[CLS]\n[SEP]\na\n"}, "[PAD]"),
     "no [SEP]": ({"vocab.txt": "[PAD]\n[UNK]\n[CLS]\na\n"}, "not a tokenizer"),
+    "no [UNK]": ({"vocab.txt": "[PAD]\n[CLS]\n[SEP]\na\n"}, "not a tokenizer"),
     "empty": ({"vocab.txt": ""}, "not a tokenizer"),
     "not JSON": ({"tokenizer.json": "{"}, "not a tokenizer"),
     "another JSON": ({"tokenizer.json": '{"version": "1.0"}'}, "not a tokenizer"),
@@ -272,7 +280,7 @@ def test_padding_stays_under_five_percent(mean, spread, longest, rows):
 
 
 def test_padding_on_real_rows(real_model, real_data):
-    rows = data.read(data.TASKS["sst2"], real_data, "train")
+    rows = data.draw(data.read(data.TASKS["sst2"], real_data, "train"), 20_000)
     f = data.encode(rows, data.load_tokenizer(real_model), 128)
     assert padding(f, data.batches(f, 32, seed=0, epoch=0)) < 0.05
 

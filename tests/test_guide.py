@@ -4,7 +4,6 @@ import ast
 import re
 
 import pytest
-
 from conftest import ROOT
 
 GUIDE = (ROOT / "PAPER.md").read_text(encoding="utf-8")

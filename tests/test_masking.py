@@ -24,8 +24,10 @@ def attach(W, method, keep=0.5, schedule=NOW, **options):
 
 def test_top_v_by_hand():
     S = torch.tensor([[0.1, 4.0, -2.0], [3.0, 0.0, -5.0]])
-    assert top_v(S, 0.5).tolist() == [[1, 1, 0], [1, 0, 0]]  # the three highest of six
-    assert top_v(S, 0.0).sum() == 0 and top_v(S, 1.0).sum() == 6
+    assert top_v([S], 0.5)[0].tolist() == [[1, 1, 0], [1, 0, 0]]  # the three highest of six
+    assert top_v([S], 0.0)[0].sum() == 0 and top_v([S], 1.0)[0].sum() == 6
+    a, b = top_v([S, S + 2], 0.25)  # the three highest of twelve
+    assert a.tolist() == [[0, 1, 0], [0, 0, 0]] and b.tolist() == [[0, 1, 0], [1, 0, 0]]
 
 
 @pytest.mark.parametrize("v", [0.003, 0.03, 0.1, 0.333, 0.5, 0.97])
@@ -38,16 +40,16 @@ def test_top_v_keeps_exactly_k_under_ties(v, kind):
         "few values": torch.randint(0, 4, (37, 53)).float(),
         "rows equal": torch.arange(37.0)[:, None].expand(37, 53).contiguous(),
     }[kind]
-    M = top_v(S, v)
+    [M] = top_v([S], v)
     assert M.sum() == round(v * S.numel())
     assert set(M.unique().tolist()) <= {0.0, 1.0}
     assert S[M == 1].min() >= S[M == 0].max()  # nothing kept is lower than anything pruned
-    assert torch.equal(M, top_v(S.clone(), v))  # the same every time
+    assert torch.equal(M, top_v([S.clone()], v)[0])  # the same every time
 
 
 def test_ties_are_scattered_not_clumped():
     """With all scores equal, every row and column keeps about its share."""
-    M = top_v(torch.zeros(128, 128), 0.25)
+    [M] = top_v([torch.zeros(128, 128)], 0.25)
     assert M.sum(0).min() >= 24 and M.sum(0).max() <= 40  # 32 of 128 on average
     assert M.sum(1).min() >= 24 and M.sum(1).max() <= 40
 
@@ -90,14 +92,14 @@ def test_random_masks_are_drawn_once_and_nested():
 def test_soft_movement_compares_sigma_of_s_with_tau():
     method = masking.SoftMovement()
     S = torch.tensor([[-3.0, -2.0, 0.0, 5.0]])  # σ: 0.047, 0.119, 0.5, 0.993
-    assert method.mask(S, 0.1, True)[0].tolist() == [[0, 1, 1, 1]]
-    assert method.mask(S, 0.6, True)[0].tolist() == [[0, 0, 0, 1]]
-    assert method.mask(S, 0.0, True)[0].tolist() == [[1, 1, 1, 1]]
+    assert method.mask(S, 0.1, None)[0].tolist() == [[0, 1, 1, 1]]
+    assert method.mask(S, 0.6, None)[0].tolist() == [[0, 0, 0, 1]]
+    assert method.mask(S, 0.0, None)[0].tolist() == [[1, 1, 1, 1]]
     assert torch.sigmoid(torch.tensor(method.cut)) == pytest.approx(0.1)
 
 
 def test_soft_movement_never_empties_a_matrix():
-    M, _ = masking.SoftMovement().mask(torch.full((20, 50), -9.0), 0.1, True)
+    M, _ = masking.SoftMovement().mask(torch.full((20, 50), -9.0), 0.1, None)
     assert M.sum() == 5  # 0.5 % of 1,000
 
 
@@ -106,9 +108,7 @@ def test_hard_concrete_by_hand():
     S = torch.tensor([[-4.0, 0.0, 0.5, 4.0]])
     S_bar = [1 / (1 + math.exp(-s / (2 / 3))) for s in S[0].tolist()]
     Z = [1.2 * s - 0.1 for s in S_bar]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "rand_like", lambda x: torch.full_like(x, 0.5))
-        M, f = L0().mask(S, 0.0, True)
+    M, f = L0().mask(S, 0.0, lambda shape: torch.full(shape, 0.5))
     assert M[0].tolist() == pytest.approx([min(1, max(0, z)) for z in Z], abs=1e-6)
     inside = [0 <= z <= 1 for z in Z]
     assert inside == [False, True, True, False]
@@ -122,15 +122,13 @@ def test_hard_concrete_gradient_is_autograds():
     b, l, r = L0.b, L0.l, L0.r  # noqa: E741
     S_bar = torch.sigmoid((torch.log(u) - torch.log(1 - u) + S) / b)
     ((r - l) * S_bar + l).clamp(0, 1).sum().backward()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "rand_like", lambda x: u)
-        _, f = L0().mask(S.detach(), 0.0, True)
+    _, f = L0().mask(S.detach(), 0.0, lambda shape: u.clone())
     assert torch.allclose(f, S.grad, atol=1e-6)
 
 
 def test_hard_concrete_at_test_time():
     S = torch.tensor([[-2.5, -2.3, 2.197, 9.0]])
-    M, _ = L0().mask(S, 0.0, training=False)
+    M, _ = L0().mask(S, 0.0, None)
     by_hand = [0.0, 1.2 / (1 + math.exp(2.3)) - 0.1, 1.2 * 0.9 - 0.1, 1.0]
     assert M[0].tolist() == pytest.approx(by_hand, abs=1e-3)
     assert (M > 0).equal(L0.cut < S)  # the cut on S that counts as open
@@ -147,8 +145,20 @@ def test_penalties_by_hand():
 def test_expected_l0_is_the_share_of_open_gates():
     torch.manual_seed(0)
     S = torch.full((1000, 1000), 0.3)
-    M, _ = L0().mask(S, 0.0, True)
+    M, _ = L0().mask(S, 0.0, torch.rand)
     assert (M > 0).float().mean().item() == pytest.approx(L0().penalty(S).item(), abs=2e-3)
+
+
+def test_noise_depends_on_seed_and_step_alone():
+    """Not on what else was drawn: so every process draws the same, and a resumed run too."""
+    def draw(seed, t):
+        return masking.uniform(seed, t, torch.device("cpu"))((40, 50))
+
+    u = draw(3, 7)
+    torch.manual_seed(1)
+    assert torch.equal(u, draw(3, 7)) and u.min() >= 0 and u.max() < 1
+    assert u.mean().item() == pytest.approx(0.5, abs=0.03)
+    assert not torch.equal(u, draw(3, 8)) and not torch.equal(u, draw(4, 7))
 
 
 # -- gradients
@@ -186,6 +196,13 @@ def test_gradients_equal_autograd_through_the_masked_product(method):
     assert torch.allclose(m.W.grad, V.grad, atol=1e-6)
     if pruner.method.learned:
         assert torch.allclose(m.S.grad, S.grad, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", [masking.SoftMovement(), L0()])
+def test_slope_is_the_penaltys_derivative(method):
+    S = torch.linspace(-9, 9, 37, requires_grad=True)
+    method.penalty(S).backward()
+    assert torch.allclose(method.slope(S) / S.numel(), S.grad, rtol=1e-4, atol=1e-8)
 
 
 @pytest.mark.parametrize("method", ["soft_movement", "l0"])

@@ -7,12 +7,12 @@ import statistics
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 import data
 import sample_data
 import squad
 import train
-from conftest import ROOT
 from sample_nli import LINKS, Frame, label
 
 TASKS = ("mnli", "qqp", "sst2")

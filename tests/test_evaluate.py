@@ -1,0 +1,82 @@
+"""evaluate.py: the same digits as train.py printed, from a run and from other programs' folders."""
+
+import json
+
+import numpy as np
+import pytest
+
+TINY = ("--model", "untrained:1x32", "--max-train-rows", 320, "--max-eval-rows", 60,
+        "--steps", 40, "--max-length", 48)
+
+
+@pytest.fixture(scope="module")
+def run(command, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate") / "r"
+    done = command("train.py", "--task", "mnli", "--method", "magnitude", *TINY, "--keep", 0.5,
+                   "--output", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_same_metrics_as_training_said(run, command):
+    done = command("evaluate.py", run)
+    assert done.returncode == 0, done.stderr
+    told = json.loads((run / "metrics.json").read_text())["metrics"]
+    assert json.loads((run / "evaluation.json").read_text())["metrics"] == told
+    assert "precision" in done.stdout and "entailment" in done.stdout
+
+
+def test_metrics_agree_with_transformers(run):
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    import data
+    import train
+
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(run).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(run)
+    settings = json.loads((run / "run.json").read_text())
+    task = data.TASKS["mnli"]
+    _, splits = train.load_rows(settings, task)
+    for split, rows in splits.items():
+        batch = tokenizer([a for a, _ in rows.texts], [b for _, b in rows.texts], padding=True,
+                          truncation=True, max_length=48, return_tensors="pt")
+        with torch.no_grad():
+            predicted = model(**batch).logits.argmax(1).numpy()
+        told = json.loads((run / "metrics.json").read_text())["metrics"][f"accuracy{split}"]
+        assert 100 * float(np.mean(predicted == rows.labels)) == pytest.approx(told)
+    assert model.config.id2label[0] == "contradiction"
+
+
+def test_predictions_in_glues_submission_layout(run, command, tmp_path):
+    test = tmp_path / "test_matched.tsv"
+    test.write_text("index\tsentence1\tsentence2\n"
+                    "0\tevery dog is running .\tsome dogs are running .\n"
+                    "1\tno dog is running .\ta dog is \"running\" .\n", encoding="utf-8")
+    done = command("evaluate.py", run, "--predict", test)
+    assert done.returncode == 0, done.stderr
+    lines = (run / "predictions-test_matched.tsv").read_text().splitlines()
+    assert lines[0] == "index\tprediction" and len(lines) == 3
+    assert {line.split("\t")[1] for line in lines[1:]} <= {"entailment", "neutral",
+                                                           "contradiction"}
+
+
+@pytest.mark.parametrize("words, complaint", [
+    (["nowhere"], "nowhere"),
+    (["{run}", "--task", "sst2"], "has 3 labels, the task 2"),
+    (["{run}", "--data", "nowhere"], "no such folder"),
+    (["{run}", "--predict", "nowhere.tsv"], "nowhere.tsv"),
+])
+def test_refusals(words, complaint, run, command):
+    done = command("evaluate.py", *[w.format(run=run) for w in words])
+    assert done.returncode == 2 and complaint in done.stderr
+    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+
+
+def test_a_folder_of_another_program_needs_its_task(run, command, tmp_path):
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    done = command("evaluate.py", tmp_path)
+    assert done.returncode == 2 and "--task" in done.stderr
+    done = command("evaluate.py", tmp_path, "--task", "mnli", "--max-eval-rows", 20)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,153 @@
+"""Thousands of damaged files, the same ones each time: each is read, or refused in one clear line.
+"""
+
+import json
+import random
+import shutil
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import bert
+import data
+import squad
+from files import UserError
+
+SEED = 0
+SECONDS = 1.2  # for each kind of file; a slow machine tries fewer
+PIECES = [b"\t", b"\n", b"\r", b'"', b"\0", b"\xff", b"\xef\xbb\xbf", b"\\", b"\\ud800", b"NaN",
+          b"null", b"true", b"-1", b"0", b"1e999", b"9" * 30, b"[", b"{", b"}", b"]", b",", b":",
+          b"[" * 3000, b"[PAD]", b"bert", b"\xf0\x9f\x98\x80", "é".encode()]
+
+
+def damage(whole: bytes, rng: random.Random) -> bytes:
+    """One to three changes: bytes flipped, cut out, put in, doubled, or the end missing."""
+    for _ in range(rng.randint(1, 3)):
+        # the first bytes hold lengths and headers: hit them often
+        at = rng.randrange(min(len(whole), rng.choice((16, 400, 10**9))) + 1)
+        to = min(len(whole), at + rng.choice((1, 1, 4, 30, 400)))
+        change = rng.randrange(6)
+        if change == 0:
+            whole = whole[:at] + bytes(b ^ 1 << rng.randrange(8) for b in whole[at:to]) + whole[to:]
+        elif change == 1:
+            whole = whole[:at] + whole[to:]
+        elif change == 2:
+            whole = whole[:at] + rng.choice(PIECES) + whole[at:]
+        elif change == 3:
+            whole = whole[:to] + whole[at:]
+        elif change == 4:
+            whole = whole[:at] + rng.choice(PIECES) + whole[to:]
+        elif rng.random() < 0.3:
+            whole = whole[:at]
+    return whole
+
+
+def attack(path, read, least: int, most: int = 3000):
+    """Damage `path` again and again. `read` may only succeed, or refuse in one line."""
+    whole, rng, count = path.read_bytes(), random.Random(SEED), {"read": 0, "refused": 0}
+    end = time.monotonic() + SECONDS
+    while sum(count.values()) < most and (sum(count.values()) < least or time.monotonic() < end):
+        path.write_bytes(damage(whole, rng))
+        try:
+            read()
+            count["read"] += 1
+        except UserError as error:
+            assert "\n" not in str(error) and str(path.parent) in str(error), error
+            count["refused"] += 1
+    path.write_bytes(whole)
+    read()
+    assert min(count.values()) > 0, count  # both do happen
+
+
+TEXTS = ["The cat sat.", 'Who said "no"?', "Zürich, 東京 and \U0001f600", "a b c d e f g"]
+VALUES = {"label": "0", "score": "3.8", "gold_label": "neutral", "is_duplicate": "1",
+          "Quality": "1"}
+
+
+@pytest.mark.parametrize("name", [name for name, task in data.TASKS.items() if not task.span])
+def test_rows(name, tmp_path):
+    task = data.TASKS[name]
+    header = task.header or ("index", *task.columns, task.label)
+    label = "entailment" if task.labels and "entailment" in task.labels else VALUES[task.label]
+    lines = ["\t".join(header)] * (task.header is None)
+    for i, text in enumerate(TEXTS * 3):
+        row = {"index": i} | dict.fromkeys(task.columns, text) | {task.label: label}
+        lines.append("\t".join(str(row.get(column, "")) for column in header))
+    path = tmp_path / "rows.tsv"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    attack(path, lambda: data.read_file(task, path), 200, 500)
+    attack(path, lambda: data.read_unlabelled(task, path), 100, 200)
+
+
+TINY = bert.Config(vocab_size=11, hidden_size=4, num_hidden_layers=1, num_attention_heads=2,
+                   intermediate_size=6, max_position_embeddings=8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    torch.manual_seed(0)
+    bert.save(bert.create(TINY, "classification", 2), tmp_path, ["no", "yes"])
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##c", "the", "cat", "."]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "pytorch_model.bin"])
+@pytest.mark.filterwarnings("ignore")
+def test_models(name, folder):
+    if name == "pytorch_model.bin":
+        torch.save(bert.read_weights(folder), folder / name)
+        (folder / "model.safetensors").unlink()
+
+    def read():
+        bert.load(folder, "classification", 2)
+        bert.read_labels(folder)
+
+    attack(folder / name, read, 100)
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer_config.json", "tokenizer.json"])
+def test_tokenizers(name, folder):
+    (folder / "tokenizer_config.json").write_text(json.dumps({
+        "do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}))
+    if name == "tokenizer.json":
+        (folder / name).write_text(data.load_tokenizer(folder).to_str(pretty=True))
+    rows = data.Rows([(text, text) for text in TEXTS], np.zeros(len(TEXTS)))
+
+    def read():
+        data.encode(rows, data.load_tokenizer(folder), 8)
+
+    attack(folder / name, read, 200)
+
+
+def test_questions(folder):
+    context = " ".join(TEXTS)
+    qas = [{"id": str(i), "question": text, "answers": [{"text": text, "answer_start":
+            context.index(text)}]} for i, text in enumerate(TEXTS)]
+    path = folder / "questions.json"
+    path.write_text(json.dumps({"version": "1.1", "data": [
+        {"title": "T", "paragraphs": [{"context": context, "qas": qas}]}]}))
+    tokenizer = data.load_tokenizer(folder)
+
+    def read():
+        squad.encode(squad.read(path), tokenizer, 20, 4, 8)
+
+    attack(path, read, 200)
+
+
+def test_cached_features(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("MOVEMENT_CACHE", str(tmp_path / "cache"))
+    rows = data.Rows([(text,) for text in TEXTS * 20], np.arange(len(TEXTS) * 20))
+    tokenizer = data.load_tokenizer(folder)
+    f = data.encode_cached(rows, tokenizer, 8)
+    [path] = tmp_path.glob("cache/*/features.npz")
+    whole, rng, end = path.read_bytes(), random.Random(SEED), time.monotonic() + SECONDS
+    for i in range(1000):
+        if i > 50 and time.monotonic() > end:
+            break
+        path.write_bytes(damage(whole, rng))
+        g = data.encode_cached(rows, tokenizer, 8)
+        assert all(np.array_equal(getattr(f, n), getattr(g, n)) for n in ("ids", "starts", "first"))
+    shutil.rmtree(tmp_path / "cache")

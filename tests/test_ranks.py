@@ -1,0 +1,113 @@
+"""Fast exact ranks: always what sorting says, whatever came before."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import ranks
+from masking import Pruner, Schedule, top_v
+from ranks import Cut
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def by_sorting(scores, v):
+    """The definition: the first round(v·n) in the order of scores, equal ones by their hash."""
+    x = torch.cat([S.flatten() for S in scores]).cpu().numpy()
+    place = np.arange(len(x))
+    order = np.lexsort((-(place * 2654435761 % 2**32), -x))
+    M = np.zeros(len(x), dtype=np.float32)
+    M[order[: round(v * len(x))]] = 1
+    return M
+
+
+def drift(shapes):
+    """Scores as training moves them, and a schedule of 60 steps."""
+    scores = [torch.zeros(shape) for shape in shapes]
+    useful = [torch.randn(shape) for shape in shapes]
+    for t in range(60):
+        scores = [S + 0.01 * (u + torch.randn_like(S)) for S, u in zip(scores, useful)]
+        yield scores, 0.1 + 0.9 * (1 - t / 60) ** 3
+
+
+def ties(shapes):
+    """Whole numbers: every cut goes through a heap of equal scores."""
+    for scores, v in drift(shapes):
+        yield [(30 * S).round() for S in scores], v
+
+
+def jumps(shapes):
+    """Nothing learned from one step holds at the next."""
+    rng = np.random.default_rng(0)
+    for t in range(60):
+        scale, shift = float(10 ** rng.uniform(-20, 20)), float(rng.normal())
+        scores = [scale * (torch.randn(shape) + shift) for shape in shapes]
+        if t % 7 == 0:
+            scores = [torch.full_like(S, shift) for S in scores]
+        if t % 7 == 1:
+            scores[0].view(-1)[::3] = -torch.inf
+            scores[-1].view(-1)[1::3] = torch.inf
+        yield scores, float(rng.choice([rng.uniform(), 0.0, 1.0, 1e-4, 0.9999]))
+
+
+def signs(shapes):
+    """The order turns round at every step; zeros of both signs are equal."""
+    for t, (scores, v) in enumerate(drift(shapes)):
+        yield [torch.where(S.abs() < 0.05, 0.0, S) * (-1) ** t for S in scores], v
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shapes", [[(37, 53)], [(16, 16), (16, 64), (5, 3)]],
+                         ids=["local", "global"])
+@pytest.mark.parametrize("sequence", [drift, ties, jumps, signs])
+def test_masks_are_those_of_sorting(sequence, shapes, device):
+    torch.manual_seed(0)
+    cut = Cut()
+    for scores, v in sequence(shapes):
+        scores = [S.to(device) for S in scores]
+        masks = top_v(scores, v, cut)
+        assert [M.shape for M in masks] == [S.shape for S in scores]
+        found = torch.cat([M.flatten() for M in masks]).cpu().numpy()
+        assert np.array_equal(found, by_sorting(scores, v))
+
+
+def test_few_scores_are_put_in_order(monkeypatch):
+    """The point of it: after the first step all but a few are only counted."""
+    torch.manual_seed(0)
+    looked_at, ordered = [], ranks.ordered
+    monkeypatch.setattr(ranks, "ordered",
+                        lambda x, places: looked_at.append(len(x)) or ordered(x, places))
+    cut = Cut()
+    for scores, v in drift([(100, 200)]):
+        top_v(scores, v, cut)
+    assert looked_at[0] == 20_000  # v = 1 needs no cut, so this is the second step
+    assert sorted(looked_at)[len(looked_at) // 2] < 1_500
+
+
+def test_not_a_number_stops_nothing():
+    """The loop notices by the loss; until then masks are made of whatever is there."""
+    cut = Cut()
+    for bad in (0, 1, 99, 0):
+        S = torch.randn(100)
+        S[:bad] = torch.nan
+        [M] = top_v([S], 0.5, cut)
+        assert bad or M.sum() == 50
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_forgetting_the_last_cuts_changes_no_mask(scope):
+    """So a run that goes on after an interruption need not save them."""
+    torch.manual_seed(0)
+    weights = {name: nn.Parameter(torch.randn(30, 20)) for name in "ab"}
+    always, afresh = (Pruner(weights, "movement", 0.1, Schedule(40, 5, 5), scope)
+                      for _ in range(2))
+    for t in range(40):
+        afresh.groups = [(group, Cut()) for group, _ in afresh.groups]
+        for a, b in zip(always.matrices, afresh.matrices):
+            a.S.data += torch.randn(30, 20)
+            b.S.data.copy_(a.S.data)
+        always.refresh(t)
+        afresh.refresh(t)
+        for a, b in zip(always.matrices, afresh.matrices):
+            assert torch.equal(a.M, b.M)
