@@ -84,7 +84,7 @@ PAPER = {
 }
 
 # The small BERT on the sample: one grid of rates for every method, see results/README.md.
-SMALL = Recipe(2, 32, 6e-4, 3e-2, 64, warmup=0.1, hold=0.1, cooldown=0.2)
+SMALL = Recipe(2, 32, 6e-4, 3e-2, 64, warmup=0.1, hold=0.2, cooldown=0.2)
 SMALL_RATES = {}  # method: (lr, score_lr)
 
 

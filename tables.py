@@ -4,8 +4,9 @@
 
 A table stands between two comments, <!-- table: sample-mnli --> and <!-- end -->, and comes from
 results/sample-mnli.csv. Options after the name: methods=…, keep=… and tasks=… name rows and columns
-that are to be there, run or not; metric=… takes others than the first; any column of the CSV and a
-value (teacher= for none) chooses among its rows. paper_runs makes a table of the authors' runs.
+that are to be there, run or not; metric=… takes others than the first; by=lr,score_lr makes a line
+of each rate; any column of the CSV and a value (teacher= for none) chooses among its rows.
+paper_runs makes a table of the authors' runs, distilled=yes of those with a teacher.
 """
 
 import re
@@ -28,15 +29,17 @@ PAPER_METRICS = {
 # ------------------------------------------------------------------------ rows put together
 
 
-def series_of(found: list[dict]) -> dict[str, list[dict]]:
-    """Rows of one task by what they compare: the method, and whatever else sets them apart."""
+def series_of(found: list[dict], by=()) -> dict[str, list[dict]]:
+    """Rows of one task by what they compare: the method, whatever else sets them apart, and the
+    columns `by`."""
     def order(row):
         return (list(masking.METHODS).index(row["method"]), bool(row["teacher"]),
                 bool(row["freeze"]), row["scope"] == "global", float(row["epochs"]))
 
     series = {}
     for row in sorted(found, key=order):
-        series.setdefault(label(row, found), []).append(row)
+        rest = "".join(f", {column} {row[column]}" for column in by if row[column])
+        series.setdefault(label(row, found) + rest, []).append(row)
     return series
 
 
@@ -67,8 +70,8 @@ def by_keep(found: list[dict]) -> dict[str, list[dict]]:
         cell = cells.setdefault(asked, [])
         if row["seed"] in [other["seed"] for other in cell]:
             raise UserError(f"two rows of {row['task']}, {row['method']}, {asked}, seed "
-                            f"{row['seed']}: {row['command']}; choose among them with "
-                            "column=value, or delete one")
+                            f"{row['seed']}: {row['command']}; tell them apart with by=COLUMN, "
+                            "choose with COLUMN=VALUE, or delete one")
         cell.append(row)
     return cells
 
@@ -104,7 +107,7 @@ def render(header: list[str], body: list[list[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def results_table(found: list[dict], name: str, methods, keeps, tasks, metric) -> str:
+def results_table(found: list[dict], name: str, methods, keeps, tasks, metric, by) -> str:
     """One line a series, one column a density."""
     tasks = tasks or list(dict.fromkeys(row["task"] for row in found))
     keeps = keeps or sorted({row["keep"] for row in found if row["keep"]}, key=float, reverse=True)
@@ -114,7 +117,7 @@ def results_table(found: list[dict], name: str, methods, keeps, tasks, metric) -
     for task in tasks:
         own = [row for row in found if row["task"] == task]
         metrics = metric or [first_metric(own)]
-        series = series_of(own)
+        series = series_of(own, by)
         there = {row["method"] for row in own}
         series |= {method: [] for method in methods if method not in there}
         for title, group in series.items():
@@ -186,8 +189,8 @@ def chosen(found: list[dict], filters: dict[str, str]) -> list[dict]:
 def table(name: str, options: dict[str, str], folder: Path) -> str:
     """The Markdown of one table."""
     options = dict(options)
-    methods, keeps, tasks, metric = ([v for v in options.pop(name, "").split(",") if v]
-                                     for name in ("methods", "keep", "tasks", "metric"))
+    methods, keeps, tasks, metric, by = ([v for v in options.pop(name, "").split(",") if v]
+                                         for name in ("methods", "keep", "tasks", "metric", "by"))
     keeps = [f"{float(keep):g}" for keep in keeps]  # as the CSV has them
     found = rows.read(folder / f"{name}.csv")
     if name == "paper_runs":
@@ -195,7 +198,7 @@ def table(name: str, options: dict[str, str], folder: Path) -> str:
     found = chosen(found, options)
     for column, wanted in (("method", methods), ("task", tasks)):
         found = [row for row in found if not wanted or row[column] in wanted]
-    return results_table(found, name, methods, keeps, tasks, metric)
+    return results_table(found, name, methods, keeps, tasks, metric, by)
 
 
 def fill(text: str, folder: Path) -> str:

@@ -98,6 +98,8 @@ def test_two_rows_of_one_seed_are_no_mean(results):
     folder = results("made", [row(), row(accuracy=90, lr="1")])
     with pytest.raises(UserError, match=r"two rows of sst2, movement, 0.1, seed 0"):
         tables.table("made", {}, folder)
+    assert lines(tables.table("made", {"by": "lr"}, folder))[2:] == [
+        ["sst2 accuracy", "movement", "80.0 (1)"], ["", "movement, lr 1", "90.0 (1)"]]
 
 
 def test_no_rows_at_all(tmp_path):
@@ -240,6 +242,7 @@ def test_curves_from_rows(results, draw, tmp_path):
               for m, n in (("small", "1000"), ("small:1x64", "300"))]
     found += [row(keep=keep, teacher="t", accuracy=85) for keep in (0.3, 0.1)]
     found += [row(keep=keep, scope="global", accuracy=83) for keep in (0.3, 0.1)]
+    found += [row(held_out="0.1", lr=lr, accuracy=99) for lr in ("1", "2")]  # not results
     readme = tmp_path / "page.md"
     readme.write_text("<!-- table: made methods=dense -->\n<!-- end -->\n")
     names, axes = draw("--results", results("made", found), "--readme", readme)
