@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+import masking
 from files import UserError, locked, read_json, write_atomically
 
 METRICS = ("accuracy_matched", "accuracy_mismatched", "accuracy", "f1", "exact_match",
@@ -69,7 +70,9 @@ def place(name: str | None) -> str | None:
 def row_of(folder: Path, words: list[str], key: str, git: str) -> dict:
     """The row of a finished run; `words` are train.py's arguments, `git` from git_version()."""
     metrics, run = (read_json(folder / f"{name}.json") for name in ("metrics", "run"))
+    learned = masking.METHODS[metrics["method"]].learned
     found = run | metrics | metrics["metrics"] | {
+        "score_lr": run["score_lr"] if learned else None,
         "model": place(metrics["model"]), "teacher": place(run["teacher"]),
         "keep": metrics["keep"] if run["penalty"] is None else None,
         "penalty": run["penalty"], "penalty_found": metrics["penalty"],

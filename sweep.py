@@ -200,7 +200,8 @@ def main() -> None:
     there = {row.get("key") for row in rows.read(args.csv)}
     todo = [run for run in runs if run.key not in there]
     print(f"{len(runs)} runs, {len(runs) - len(todo)} of them in {args.csv} already", flush=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the children, as Ctrl-C does
+    for name in (signal.SIGTERM, signal.SIGINT):  # ends the children, started in the background too
+        signal.signal(name, signal.default_int_handler)
     check(todo)
     with tempfile.TemporaryDirectory(prefix="movement-sweep-") as scratch:
         failed = carry_out(todo, args, Path(scratch))

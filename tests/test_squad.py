@@ -458,7 +458,7 @@ def test_sample_needs_more_than_the_likest_sentence(sample):
         asked = set(q.question.split())
         a, b = max(spans, key=lambda s: len(asked & set(q.context[s[0] : s[1]].split())))
         right += a <= q.starts[0] < b
-    assert 0.2 < right / len(dev) < 0.8
+    assert 0.2 < right / len(dev) < 0.85
 
 
 def test_metrics_equal_the_official_ones_on_the_sample(sample):

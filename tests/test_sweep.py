@@ -39,7 +39,8 @@ def main():
         raise RunError("the loss is nan at step 0")
     keep = float(s.get("keep", 1))
     write_json(s["output"] + "/run.json", dict(
-        lr=float(s.get("lr", 3e-4)), batch_size=int(s.get("batch_size", 32)), penalty=None,
+        lr=float(s.get("lr", 3e-4)), score_lr=0.03, penalty=None,
+        batch_size=int(s.get("batch_size", 32)),
         teacher=None, device="cpu", threads=int(os.environ["OMP_NUM_THREADS"])))
     write_json(s["output"] + "/metrics.json", dict(
         task=s["task"], model=s["model"], method=s["method"], keep=keep, density=keep,
@@ -136,6 +137,7 @@ def test_rows_are_appended_once_and_say_how_they_were_made(stand_in, tmp_path, c
     row = next(r for r in found if r["method"] == "movement" and r["seed"] == "0")
     assert list(row) == list(rows.COLUMNS)
     assert (row["keep"], row["penalty"], row["lr"]) == ("0.1", "", "0.0003")
+    assert {(r["method"], r["score_lr"]) for r in found} == {("dense", ""), ("movement", "0.03")}
     assert row["epochs"] == "2"  # 10 steps of 64 of 320 rows
     assert row["accuracy_mismatched"] == "0.3333333" and row["accuracy"] == ""
     assert row["command"] == ("python train.py --task mnli --method movement --model small "
