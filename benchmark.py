@@ -119,10 +119,10 @@ class Trainee:
         nn.utils.clip_grad_norm_(self.learned, 1.0)
         lap()
         self.optimizer.step()
+        self.t += 1
         self.scheduler.step()
         self.optimizer.zero_grad()
         lap()
-        self.t += 1
         return dict(zip(STAGES, np.diff(times).tolist()))
 
     def epoch(self, batches) -> dict[str, float]:

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from control import PenaltyControl
 from ranks import Cut, drop_ties
 
 # ---------------------------------------------------------------------------- the schedule
@@ -211,64 +212,6 @@ METHODS = {
     "movement": Movement,
     "soft_movement": SoftMovement,
 }
-
-
-# ------------------------------------------------------------- λ for a density asked for
-
-
-class PenaltyControl:
-    """Finds the λ of soft movement and L0 that ends at density v, while training.
-
-    Density itself cannot be steered: it stands still until the first scores have travelled to the
-    cut, and meanwhile any correction winds up. But density = v exactly when q = cut, where q is
-    the score that a share v of the scores exceeds; and q moves from the first step on. So λ steers
-    the speed of q, at every step straight from where q is to the cut, to be there at T − t_f.
-    """
-
-    start, gain, fastest = 0.5, 10.0, 0.06
-    state = ("pull", "speed", "task", "q", "pace")  # what changes from step to step
-
-    def __init__(self, v: float, method, schedule: Schedule):
-        self.v, self.method, self.schedule = v, method, schedule
-        self.ramp = schedule.T - schedule.t_i - schedule.t_f
-        self.pull = self.start  # the penalty's gradient at q, in units of the task's
-        self.speed = 0.0  # of q, in learning rates a step: Adam's bound is about 1
-        self.task = 0.0  # the task's gradient of a score, rms
-        self.q = None
-        self.pace = None  # the speed wanted at first
-        self.near = Cut()
-
-    def state_dict(self) -> dict:
-        return {name: getattr(self, name) for name in self.state}
-
-    def load_state_dict(self, saved: dict) -> None:
-        vars(self).update(saved)
-
-    def quantile(self, scores: list[Tensor]) -> float:
-        every = max(1, sum(S.numel() for S in scores) // 2**17)
-        sample = torch.cat([S.flatten()[::every] for S in scores])
-        return self.near.find([sample], max(1, round(self.v * sample.numel())))[0]
-
-    def update(self, t: int, scores: list[Tensor], task: float, lr: float) -> float:
-        """λ for step t, from the task's gradient of the scores (rms) and their learning rate."""
-        before, self.q = self.q, self.quantile(scores)
-        memory = 0.9
-        self.task = task if before is None else memory * self.task + (1 - memory) * task
-        if before is not None and lr > 0:
-            self.speed += ((self.q - before) / lr - self.speed) / 10
-        if t < self.schedule.t_i:
-            return 0.0
-        if lr > 0:
-            end = self.schedule.T - self.schedule.t_f
-            left = max(end - t, 0.25 * self.ramp)  # steps, and below what rates still add up to
-            reach = lr * left * (1 - left / 2 / max(left, self.schedule.T - t))
-            wanted = max(-1.0, min(1.0, (self.method.cut - self.q) / reach))
-            self.pace = self.pace or max(abs(wanted), 1e-3)
-            # errors count in units of the pace, or a short way would be run too fast
-            error = max(-2.0, min(2.0, (self.speed - wanted) / self.pace))
-            self.pull *= math.exp(min(self.gain / self.ramp, self.fastest) * error)
-        n = sum(S.numel() for S in scores)
-        return self.pull * self.task * n / float(self.method.slope(torch.tensor(self.q)))
 
 
 # ------------------------------------------------------------------------------ the Pruner

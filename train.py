@@ -92,9 +92,12 @@ def load_model(s: dict, task: data.Task):
     folder = model_folder(s["model"])
     tokenizer = data.load_tokenizer(folder)
     config, _ = bert.read_config(folder)
-    if tokenizer.get_vocab_size() > config.vocab_size:
-        raise UserError(f"{folder}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the "
-                        f"embedding only {config.vocab_size}")
+    largest = max(tokenizer.get_vocab().values())  # numbers may have gaps
+    if largest >= config.vocab_size:
+        raise UserError(f"{folder}: the tokenizer has token number {largest}, the embedding only "
+                        f"{config.vocab_size}")
+    if (task.span or len(task.columns) == 2) and config.type_vocab_size < 2:
+        raise UserError(f"{folder}: it has no second segment, which pairs of texts need")
     if s["max_length"] > config.max_position_embeddings:
         raise UserError(f"--max-length {s['max_length']}: {folder} has positions for "
                         f"{config.max_position_embeddings} tokens")
