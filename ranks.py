@@ -37,17 +37,17 @@ class Cut:
     order; if not, the next bracket is wider.
     """
 
-    narrow, wide = 1 / 500, 1 / 8  # of all scores: what a bracket is meant to hold on either side
+    narrow, wide = 1 / 250, 1 / 8  # of all scores: what a bracket is meant to hold on either side
 
     def __init__(self):
-        self.cut, self.bracket, self.side = None, None, 10 * self.narrow
+        self.cut, self.bracket, self.side = None, None, 5 * self.narrow
 
     def find(self, scores: list[Tensor], k: int) -> tuple[float, int]:
         """The k-th largest entry, and how many entries more than k are at least as large."""
         found = [between(S, *self.bracket) for S in scores] if self.bracket else []
         above, inside = sum(a for a, _ in found), [x for _, x in found]
         if above < k <= above + sum(x.numel() for x in inside):
-            self.side = max(self.narrow, 0.93 * self.side)
+            self.side = max(self.narrow, 0.97 * self.side)
         else:
             above, inside = 0, [S.detach().flatten() for S in scores]
             self.side = min(self.wide, 2 * self.side) if self.bracket else self.side
