@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# models are tiny here: a second thread only gets in the way
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
