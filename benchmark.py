@@ -91,6 +91,8 @@ class Trainee:
         schedule = masking.Schedule(T, 100, 200)
         matrices = {} if method == "dense" else masking.encoder_matrices(model)
         self.pruner = masking.Pruner(matrices, method, 0.1, schedule)
+        for S in self.pruner.scores():
+            S.data += 0.3 * torch.randn_like(S)  # apart, as they are by then
         s = {"freeze": None, "lr": 3e-5, "score_lr": 1e-2, "device": device}
         self.optimizer = train.make_optimizer(model, self.pruner, s)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(

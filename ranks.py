@@ -37,25 +37,28 @@ class Cut:
     order; if not, the next bracket is wider.
     """
 
-    narrow, wide = 1 / 250, 1 / 8  # of all scores: what a bracket is meant to hold on either side
+    narrow, wide = 1 / 500, 1 / 8  # of all scores: what a bracket should hold on either side
 
     def __init__(self):
-        self.cut, self.bracket, self.side = None, None, 5 * self.narrow
+        self.cut, self.bracket, self.side = None, (math.inf, math.inf), 5 * self.narrow
 
     def find(self, scores: list[Tensor], k: int) -> tuple[float, int]:
         """The k-th largest entry, and how many entries more than k are at least as large."""
-        found = [between(S, *self.bracket) for S in scores] if self.bracket else []
-        above, inside = sum(a for a, _ in found), [x for _, x in found]
-        if above < k <= above + sum(x.numel() for x in inside):
-            self.side = max(self.narrow, 0.97 * self.side)
+        n = sum(S.numel() for S in scores)
+        low, high = self.bracket
+        found = [between(S, low, high) for S in scores]
+        above, x = sum(higher for higher, _ in found), torch.cat([inside for _, inside in found])
+        if above < k <= above + len(x):
+            held = len(x)
+            self.side = max(self.narrow, 0.93 * self.side)
         else:
-            above, inside = 0, [S.detach().flatten() for S in scores]
-            self.side = min(self.wide, 2 * self.side) if self.bracket else self.side
-        x = torch.cat(inside)
-        place, side = above + len(x) - k, math.ceil(self.side * sum(S.numel() for S in scores))
-        first, last = max(0, place - side), min(len(x) - 1, place + side)
-        low, cut, high = ordered(x, [first, place, last])
-        reach = side * (high - low) / max(1, last - first)
+            above, x = 0, torch.cat([S.detach().flatten() for S in scores])
+            self.side = min(self.wide, 2 * self.side)
+            first = max(0, n - k - math.ceil(self.side * n))
+            last = min(n - 1, n - k + math.ceil(self.side * n))
+            (low, high), held = ordered(x, [first, last]), last - first
+        [cut] = ordered(x, [above + len(x) - k])
+        reach = self.side * n * (high - low) / max(1, held)  # as densely as inside this bracket
         ahead = cut + (0.0 if self.cut is None else cut - self.cut)
         self.cut, self.bracket = cut, (ahead - reach, ahead + reach)
         return cut, above + int((x >= cut).sum()) - k

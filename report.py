@@ -154,7 +154,7 @@ def estimate(s, features, model, pruner) -> str:
     tokens = s["batch_size"] * float(features.lengths.mean())
     piece = s["batch_size"] / s["grad_accum"] * int(features.lengths.max())
     fixed = 4 * sum(p.numel() for p in model.parameters()) + 12 * trained  # gradient, Adam's two
-    fixed += 16 * scores + (5 * entries if pruner.masked else 0)  # S and its own; W' beside W, M
+    fixed += 16 * scores + (8 * entries if pruner.masked else 0)  # S and its own; W' and M
     # what the backward pass needs of a token and layer: about 20 vectors of the model's width
     activations = piece * c.num_hidden_layers * c.hidden_size * 20 * 4
     # two operations a weight and token forward, four backward; half of the peak speed is usual

@@ -42,6 +42,7 @@ def test_its_step_is_trainings_step(method):
     trainee.net.eval().train = lambda: None  # without dropout
     model = copy.deepcopy(trainee.net)
     first = [p.clone() for p in model.parameters()]
+    scores = [S.clone() for S in trainee.pruner.scores()]
     for _, index in zip(range(3), train.batches_from(400, features, size.B, 0)):
         trainee.step(benchmark.data.collate(features, index))
 
@@ -57,6 +58,8 @@ def test_its_step_is_trainings_step(method):
 
     matrices = {} if method == "dense" else masking.encoder_matrices(model)
     pruner = masking.Pruner(matrices, method, 0.1, trainee.pruner.schedule)
+    for S, start in zip(pruner.scores(), scores):
+        S.data.copy_(start)
     s = {"freeze": None, "lr": 3e-5, "score_lr": 1e-2, "device": "cpu", "warmup": 0.1, "seed": 0,
          "compile": False, "batch_size": size.B, "grad_accum": 1, "precision": "fp32"}
     with pytest.raises(StopIteration):
