@@ -227,6 +227,7 @@ class Matrix:
     S: nn.Parameter | None = None
     M: Tensor | None = None
     dM_dS: Tensor | None = None  # None: 1, the straight-through estimator
+    ever_pruned: Tensor | None = None  # bool: was its mask 0 at any step so far?
 
 
 class Pruner:
@@ -254,6 +255,7 @@ class Pruner:
             if self.masked:
                 m.W = nn.Parameter(weight.detach().clone())
                 m.M = torch.ones_like(m.W)
+                m.ever_pruned = torch.zeros_like(m.W, dtype=torch.bool)
                 m.S = self.first_scores(m.W, noise)
             self.matrices.append(m)
         # matrices that are ranked together, and the last cut through them
@@ -299,6 +301,7 @@ class Pruner:
         for m in self.matrices:
             # a = (W ⊙ M) x: the model only ever sees the product
             torch.mul(m.W, m.M, out=m.weight.data)
+            m.ever_pruned |= m.M == 0
 
     def rank(self, v: float) -> None:
         for group, cut in self.groups:
@@ -348,7 +351,8 @@ class Pruner:
 
     def state_dict(self) -> dict:
         """All that later steps depend on; the last cuts are not, they only save time."""
-        parts = [{"W": m.W.detach(), "S": m.S, "M": m.M} for m in self.matrices if self.masked]
+        parts = [{"W": m.W.detach(), "S": m.S, "M": m.M, "ever_pruned": m.ever_pruned}
+                 for m in self.matrices if self.masked]
         return {"matrices": parts, "penalty": self.penalty,
                 "control": self.control.state_dict() if self.control else None}
 
@@ -357,6 +361,7 @@ class Pruner:
         for m, saved in zip(self.matrices, state["matrices"]):
             m.W.copy_(saved["W"])
             m.M = saved["M"].to(m.W)
+            m.ever_pruned.copy_(saved["ever_pruned"])
             if m.S is not None:
                 m.S.copy_(saved["S"])
         self.penalty = state["penalty"]
@@ -375,7 +380,7 @@ class Pruner:
     def remove(self) -> None:
         """Bake the masks in: the model keeps W ⊙ M as ordinary trainable weights."""
         for m in self.matrices:
-            m.W, m.M = m.weight, None
+            m.W, m.M, m.ever_pruned = m.weight, None, None
         self.masked = False
 
 

@@ -223,11 +223,12 @@ def pack(mask: torch.Tensor) -> torch.Tensor:
 
 
 def save_pruning(pruner, path: Path) -> None:
-    """What the baked model no longer shows, per matrix: mask bits, scores, W where pruned."""
+    """What the baked model no longer shows, per matrix: masks, scores, W where pruned."""
     tensors = {}
     for m in pruner.matrices if pruner.masked else []:
         name = bert.to_hf_name(m.name)
         tensors[f"{name}.mask"] = pack(m.M)
+        tensors[f"{name}.ever_pruned"] = pack(m.ever_pruned)
         tensors[f"{name}.pruned"] = m.W.detach()[m.M == 0].cpu()
         if m.S is not None:
             tensors[f"{name}.scores"] = m.S.detach().cpu().contiguous()

@@ -272,6 +272,21 @@ def test_a_pruned_weight_comes_back():
         optimizer.step()
     assert seen[0] == [1, 0] and seen[-1] == [0, 1]
     assert model.weight[0, 1] != 0
+    assert m.ever_pruned[0].tolist() == [True, True]
+
+
+def test_what_was_ever_pruned_is_remembered():
+    W = torch.tensor([[3.0, 2.0, 1.0]])
+    _, pruner = attach(W, "magnitude", keep=2 / 3)
+    m = pruner.matrices[0]
+    for weights, pruned in ((W, [0, 0, 1]), (W.flip(1), [1, 0, 0])):
+        m.W.data.copy_(weights)
+        pruner.refresh(10)
+        assert (m.M[0] == 0).tolist() == [bool(x) for x in pruned]
+    assert m.ever_pruned[0].tolist() == [True, False, True]
+    _, other = attach(W, "magnitude", keep=2 / 3)
+    other.load_state_dict(pruner.state_dict())
+    assert other.matrices[0].ever_pruned.equal(m.ever_pruned)
 
 
 # -- Eq. (5)

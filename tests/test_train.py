@@ -65,6 +65,8 @@ def test_saved_weights_are_the_masked_ones_and_all_parts_are_kept(run):
         assert int(M.sum()) == round(0.1 * W.numel())
         assert not W[~M].any() and parts[f"{name}.pruned"].numel() == int((~M).sum())
         assert parts[f"{name}.scores"].shape == W.shape
+        ever = np.unpackbits(parts[f"{name}.ever_pruned"].numpy())[: W.numel()]
+        assert np.all(ever >= 1 - bits) and ever.mean() < 1
         kept, entries = kept + int(torch.count_nonzero(W)), entries + W.numel()
     assert metrics_of(folder)["nonzero_parameters"] == kept
     assert metrics_of(folder)["density"] == pytest.approx(kept / entries)
