@@ -36,8 +36,8 @@ from sample_nli import LINKS, infer, mnli_rows, random_frame, render
 SOURCES = ["lexicon.py", "sample_nli.py", "sample_squad.py", "sample_data.py"]
 SIZES = {
     "mnli": {"train": 36_000, "dev_matched": 1_500, "dev_mismatched": 1_500},
-    "qqp": {"train": 8_000, "dev": 1_500},
-    "sst2": {"train": 8_000, "dev": 1_500},
+    "qqp": {"train": 36_000, "dev": 1_500},
+    "sst2": {"train": 36_000, "dev": 1_500},
     "rte": {"train": 4_000, "dev": 1_000},
     "cola": {"train": 4_000, "dev": 1_000},
     "squad": sample_squad.SIZES,
@@ -85,6 +85,13 @@ def review(rng: random.Random, good: bool) -> tuple[str]:
              "{m} , although {o}", "despite {a} , {m}", "{m} despite {a}")
     form = choose(rng, forms) if rng.random() < 0.5 else "{m}"
     return (articles(form.format(m=main, o=other, a=aside)) + " .",)
+
+
+def phrase(rng: random.Random, good: bool) -> tuple[str]:
+    """A training row: half of them a clause alone, as SST-2 trains on phrases of its sentences."""
+    if rng.random() < 0.5:
+        return review(rng, good)
+    return (articles(clause(rng, good)),)
 
 
 # ---- QQP: families of question types (lines) and their wordings ("|"); "~": a and b may swap
@@ -274,7 +281,7 @@ def qqp_table(name: str, n: int) -> Iterator[tuple]:
 
 def sst2_table(name: str, n: int) -> Iterator[tuple]:
     yield split("sentence label")
-    yield from two_way_rows(n, name, review)
+    yield from two_way_rows(n, name, phrase if name == "train" else review)
 
 
 def rte_table(name: str, n: int) -> Iterator[tuple]:
