@@ -20,22 +20,27 @@ import train
 from files import UserError, read_json, run_main, write_atomically, write_json
 from settings import choose_device, choose_precision
 
-KEPT = ("task", "data", "max_length", "doc_stride", "batch_size", "precision", "max_eval_rows",
-        "held_out", "max_train_rows")
+KEPT = {"task": str, "data": str, "max_length": int, "doc_stride": int, "batch_size": int,
+        "precision": str, "max_eval_rows": int | None, "held_out": float | None,
+        "max_train_rows": int | None}  # what is taken from run.json
 
 
 def make_parser() -> cli.Parser:
     p = cli.Parser(description=__doc__)
     p.add_argument("folder", type=Path, metavar="FOLDER", help="a run, its export, or any BERT")
-    p.add_argument("--task", choices=list(data.TASKS), help="only for another program's folder")
+    p.add_argument("--task", choices=list(data.TASKS), metavar="TASK",
+                   help="only for another program's folder: " + ", ".join(data.TASKS))
     p.add_argument("--data", metavar="DIR", help="sample, download or a folder (default: as run)")
     p.add_argument("--predict", type=Path, metavar="FILE",
                    help="label this file's rows in place of measuring")
     p.add_argument("--sparse", action="store_true", help="sparse matrix products (CPU, fp32)")
-    p.add_argument("--max-eval-rows", type=cli.count, metavar="N", help="draw N rows (fixed seed)")
-    p.add_argument("--batch-size", type=cli.count, metavar="ROWS")
-    p.add_argument("--precision", choices=["auto", "fp32", "bf16"])
-    p.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
+    p.add_argument("--max-eval-rows", type=cli.count, metavar="N",
+                   help="draw N rows of each file (default: as run)")
+    p.add_argument("--batch-size", type=cli.count, metavar="ROWS", help="default: as run")
+    p.add_argument("--precision", choices=["auto", "fp32", "bf16"], metavar="KIND",
+                   help="auto, fp32 or bf16 (default: as run)")
+    p.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto",
+                   metavar="NAME", help="cpu, cuda, mps, or auto, the fastest there is")
     return p
 
 
@@ -48,10 +53,17 @@ def settings(args) -> dict:
         if (place / "run.json").exists():
             known = read_json(place / "run.json")
             s |= {k: known[k] for k in KEPT if k in known}
+            for k, kind in KEPT.items():
+                if k in s and not isinstance(s[k], kind):
+                    raise UserError(f"{place / 'run.json'}: {k} is {s[k]!r}; not as train.py "
+                                    "writes it")
             break
     s |= {k: v for k, v in vars(args).items() if k in KEPT and v is not None}
     if "task" not in s:
         raise UserError(f"{args.folder}: no run.json says what it was trained for; give --task")
+    if s["task"] not in data.TASKS:
+        raise UserError(f"{args.folder}: run.json has the task {s['task']!r}, which is not known"
+                        + cli.nearest(s["task"], list(data.TASKS)))
     s["device"] = choose_device(args.device)
     return s
 
@@ -94,6 +106,8 @@ def main() -> None:
     task = data.TASKS[s["task"]]
     model, order = distill.load_fine_tuned(args.folder, task)
     model, tokenizer = model.to(s["device"]), data.load_tokenizer(args.folder)
+    s["max_length"] = min(s["max_length"], model.bert.config.max_position_embeddings)
+    train.check_fits(model.bert.config, tokenizer, args.folder, task, s["max_length"])
     s["precision"] = choose_precision(s["precision"], s["device"], model.bert.config.hidden_size)[0]
     if args.sparse:
         s["precision"], s["device"] = "fp32", "cpu"
