@@ -8,6 +8,7 @@ Started again, with other lists too, it runs only what the CSV has no row of; a 
 digest of every setting that decides the run (delete rows to run them again with newer code).
 """
 
+import ctypes
 import hashlib
 import itertools
 import json
@@ -131,6 +132,12 @@ def check(runs: list[Run]) -> None:
             sys.exit(done.returncode)
 
 
+def end_with_parent() -> None:
+    """In a run's process: should the sweep be killed, its runs are too, and free their folders."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
+
+
 def start(run: Run, args, scratch: Path) -> Job:
     folder = (args.keep_runs or scratch) / f"{run.name}-{run.key[:6]}"
     words = [*run.words, "--output", str(folder)] + ["--resume"] * bool(args.keep_runs)
@@ -139,7 +146,8 @@ def start(run: Run, args, scratch: Path) -> Job:
         env.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // args.jobs)))
     with open(log, "w") as file:  # a session of its own: Ctrl-C reaches it through end() alone
         process = subprocess.Popen([sys.executable, str(HERE / "train.py"), *words], env=env,
-                                   stdout=file, stderr=file, start_new_session=True)
+                                   stdout=file, stderr=file, start_new_session=True,
+                                   preexec_fn=end_with_parent)
     return Job(run, process, folder, log, rows.git_version())
 
 
