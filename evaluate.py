@@ -20,9 +20,21 @@ import train
 from files import UserError, read_json, run_main, write_atomically, write_json
 from settings import choose_device, choose_precision
 
-KEPT = {"task": str, "data": str, "max_length": int, "doc_stride": int, "batch_size": int,
-        "precision": str, "max_eval_rows": int | None, "held_out": float | None,
-        "max_train_rows": int | None}  # what is taken from run.json
+
+def is_count(value) -> bool:
+    return type(value) is int and 0 < value < 10**9
+
+
+def is_count_or_none(value) -> bool:
+    return value is None or is_count(value)
+
+
+KEPT = {  # what is taken from run.json, and the values that train.py can have written
+    "task": lambda v: v in list(data.TASKS), "data": lambda v: isinstance(v, str),
+    "max_length": is_count, "doc_stride": is_count, "batch_size": is_count,
+    "max_train_rows": is_count_or_none, "max_eval_rows": is_count_or_none,
+    "held_out": lambda v: v is None or (type(v) is float and 0 < v < 1),
+    "precision": lambda v: v in ("auto", "fp32", "bf16")}
 
 
 def make_parser() -> cli.Parser:
@@ -53,17 +65,14 @@ def settings(args) -> dict:
         if (place / "run.json").exists():
             known = read_json(place / "run.json")
             s |= {k: known[k] for k in KEPT if k in known}
-            for k, kind in KEPT.items():
-                if k in s and not isinstance(s[k], kind):
+            for k, good in KEPT.items():
+                if k in s and not good(s[k]):
                     raise UserError(f"{place / 'run.json'}: {k} is {s[k]!r}; not as train.py "
                                     "writes it")
             break
     s |= {k: v for k, v in vars(args).items() if k in KEPT and v is not None}
     if "task" not in s:
         raise UserError(f"{args.folder}: no run.json says what it was trained for; give --task")
-    if s["task"] not in data.TASKS:
-        raise UserError(f"{args.folder}: run.json has the task {s['task']!r}, which is not known"
-                        + cli.nearest(s["task"], list(data.TASKS)))
     s["device"] = choose_device(args.device)
     return s
 

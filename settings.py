@@ -132,7 +132,8 @@ def make_parser() -> cli.Parser:
     a("--doc-stride", type=cli.count, metavar="TOKENS",
       help="squad: step from window to window (default: the recipe)")
     a("--teacher", metavar="RUN", help="learn from this fine-tuned model too (a run's folder)")
-    a("--alpha", type=cli.share, default=0.9, metavar="SHARE", help="the teacher's part of the loss")
+    a("--alpha", type=cli.share, default=0.9, metavar="SHARE",
+      help="the teacher's share of the loss")
     a("--temperature", type=cli.positive, default=2.0, metavar="T",
       help="softens teacher and student")
     a = p.add_argument_group("training (defaults: the recipe of task and model)").add_argument
