@@ -2,7 +2,10 @@
 
 import argparse
 import difflib
+import math
+import re
 import sys
+from pathlib import Path
 
 
 class Parser(argparse.ArgumentParser):
@@ -10,6 +13,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, formatter_class=Formatter, **kwargs)
+        self._positionals.title = "what it works on"
 
     def flags(self) -> list[str]:
         return [flag for action in self._actions for flag in action.option_strings]
@@ -33,8 +37,24 @@ class Parser(argparse.ArgumentParser):
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help that fits a screen: a flag a line with its default, no blank lines between groups."""
+
     def __init__(self, prog):
-        super().__init__(prog, max_help_position=26, width=96)
+        super().__init__(prog, max_help_position=24, width=100)
+
+    def _get_help_string(self, action):
+        default = action.default
+        if isinstance(default, list):
+            default = ",".join(default)
+        if isinstance(default, Path) and default.is_absolute():
+            default = default.name
+        if default in (None, False, argparse.SUPPRESS) or "default" in (action.help or ""):
+            return action.help
+        return f"{action.help} (default {default})".replace("%", "%%")
+
+    def format_help(self):
+        head, *groups = re.split(r"\n\n(?=\S[^\n]*:\n  )", super().format_help())
+        return head + "\n\n" + "\n".join(groups)
 
 
 def nearest(word: str, known: list[str]) -> str:
@@ -51,7 +71,8 @@ def number(low: float, high: float, kind=float, open_low: bool = True):
             value = kind(text)
         except ValueError:
             value = float("nan")
-        if not ((low < value if open_low else low <= value) and value <= high):
+        if (not ((low < value if open_low else low <= value) and value <= high)
+                or value == math.inf):
             end = "" if high == float("inf") else f" and at most {high:g}"
             what = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(
@@ -62,5 +83,5 @@ def number(low: float, high: float, kind=float, open_low: bool = True):
 
 
 positive = number(0, float("inf"))
-count = number(1, float("inf"), int, open_low=False)
+count = number(1, 1e9, int, open_low=False)
 share = number(0, 1, open_low=False)

@@ -20,22 +20,39 @@ import train
 from files import UserError, read_json, run_main, write_atomically, write_json
 from settings import choose_device, choose_precision
 
-KEPT = ("task", "data", "max_length", "doc_stride", "batch_size", "precision", "max_eval_rows",
-        "held_out", "max_train_rows")
+
+def is_count(value) -> bool:
+    return type(value) is int and 0 < value < 10**9
+
+
+def is_count_or_none(value) -> bool:
+    return value is None or is_count(value)
+
+
+KEPT = {  # what is taken from run.json, and the values that train.py can have written
+    "task": lambda v: v in list(data.TASKS), "data": lambda v: isinstance(v, str),
+    "max_length": is_count, "doc_stride": is_count, "batch_size": is_count,
+    "max_train_rows": is_count_or_none, "max_eval_rows": is_count_or_none,
+    "held_out": lambda v: v is None or (type(v) is float and 0 < v < 1),
+    "precision": lambda v: v in ("auto", "fp32", "bf16")}
 
 
 def make_parser() -> cli.Parser:
     p = cli.Parser(description=__doc__)
     p.add_argument("folder", type=Path, metavar="FOLDER", help="a run, its export, or any BERT")
-    p.add_argument("--task", choices=list(data.TASKS), help="only for another program's folder")
+    p.add_argument("--task", choices=list(data.TASKS), metavar="TASK",
+                   help="only for another program's folder: " + ", ".join(data.TASKS))
     p.add_argument("--data", metavar="DIR", help="sample, download or a folder (default: as run)")
     p.add_argument("--predict", type=Path, metavar="FILE",
                    help="label this file's rows in place of measuring")
     p.add_argument("--sparse", action="store_true", help="sparse matrix products (CPU, fp32)")
-    p.add_argument("--max-eval-rows", type=cli.count, metavar="N", help="draw N rows (fixed seed)")
-    p.add_argument("--batch-size", type=cli.count, metavar="ROWS")
-    p.add_argument("--precision", choices=["auto", "fp32", "bf16"])
-    p.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
+    p.add_argument("--max-eval-rows", type=cli.count, metavar="N",
+                   help="draw N rows of each file (default: as run)")
+    p.add_argument("--batch-size", type=cli.count, metavar="ROWS", help="default: as run")
+    p.add_argument("--precision", choices=["auto", "fp32", "bf16"], metavar="KIND",
+                   help="auto, fp32 or bf16 (default: as run)")
+    p.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto",
+                   metavar="NAME", help="cpu, cuda, mps, or auto, the fastest there is")
     return p
 
 
@@ -48,6 +65,10 @@ def settings(args) -> dict:
         if (place / "run.json").exists():
             known = read_json(place / "run.json")
             s |= {k: known[k] for k in KEPT if k in known}
+            for k, good in KEPT.items():
+                if k in s and not good(s[k]):
+                    raise UserError(f"{place / 'run.json'}: {k} is {s[k]!r}; not as train.py "
+                                    "writes it")
             break
     s |= {k: v for k, v in vars(args).items() if k in KEPT and v is not None}
     if "task" not in s:
@@ -94,6 +115,8 @@ def main() -> None:
     task = data.TASKS[s["task"]]
     model, order = distill.load_fine_tuned(args.folder, task)
     model, tokenizer = model.to(s["device"]), data.load_tokenizer(args.folder)
+    s["max_length"] = min(s["max_length"], model.bert.config.max_position_embeddings)
+    train.check_fits(model.bert.config, tokenizer, args.folder, task, s["max_length"])
     s["precision"] = choose_precision(s["precision"], s["device"], model.bert.config.hidden_size)[0]
     if args.sparse:
         s["precision"], s["device"] = "fp32", "cpu"

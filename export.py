@@ -55,7 +55,16 @@ import data
 import distill
 import masking
 import runs
-from files import UserError, read_json, run_main, write_atomically, write_json
+from files import (
+    UserError,
+    check_writable,
+    read_json,
+    remove_parts,
+    run_main,
+    whole_folder,
+    write_atomically,
+    write_json,
+)
 
 KINDS = {"float32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 MAGIC = b"SPARSE-1"
@@ -352,12 +361,12 @@ def write_folder(model, task: data.Task, source: Path, target: Path) -> None:
 def make_parser() -> cli.Parser:
     p = cli.Parser(description=__doc__.split("\n\nmodel.sparse")[0])
     p.add_argument("run", metavar="RUN", help="a folder that train.py wrote")
-    p.add_argument("--values", choices=list(KINDS), default="float32",
-                   help="how model.sparse stores weights: float32 (default, exact), bf16, int8")
-    p.add_argument("--embeddings", choices=list(KINDS), help="the same for the embeddings "
-                   "(default: as --values)")
-    p.add_argument("--restore", metavar="DIR", help="read model.sparse back and write the model "
-                   "it holds to DIR, to measure what --values costs")
+    p.add_argument("--values", choices=list(KINDS), default="float32", metavar="KIND",
+                   help="of a weight in model.sparse: float32 (exact), bf16 or int8")
+    p.add_argument("--embeddings", choices=list(KINDS), metavar="KIND",
+                   help="the same for the embeddings (default: as --values)")
+    p.add_argument("--restore", metavar="DIR",
+                   help="write the model that model.sparse holds to DIR, a new folder")
     return p
 
 
@@ -368,6 +377,9 @@ def main() -> None:
     if args.restore and (target.exists() or target.resolve() == folder.resolve()):
         raise UserError(f"--restore {target}: name a new folder")
     model, task = load_run(run)
+    check_writable(folder)
+    check_writable(target)
+    remove_parts(folder)
     write_folder(model, task, run, folder)
     weights = bert.hf_weights(model)
     coded = {kind: {name: encode(x, kind) for name, x in weights.items()} for kind in KINDS}
@@ -381,7 +393,8 @@ def main() -> None:
           f"model.sparse ({args.values}, {path.stat().st_size / 1e6:.3f} MB)")
     if args.restore:
         bert.load_weights(model, load_sparse(path), str(path))
-        write_folder(model, task, run, target)
+        with whole_folder(target) as part:
+            write_folder(model, task, run, part)
         print(f"restored: {target} from {path}")
     print(f"next: python evaluate.py {target}")
 

@@ -1,5 +1,6 @@
 """Files and errors: one line for the user, files that appear whole or not at all."""
 
+import errno
 import hashlib
 import json
 import os
@@ -17,34 +18,88 @@ class RunError(Exception):
     """Failed while running: exit status 1."""
 
 
+MENDS = {
+    errno.ENOSPC: "make room, then start it again (train.py with --resume)",
+    errno.EDQUOT: "make room, then start it again (train.py with --resume)",
+    errno.EROFS: "name another place",
+    errno.EACCES: "name another place, or change its permissions",
+}
+
+
 def run_main(main) -> None:
     """Run a command: one clear line on stderr in place of a traceback."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal without λ gets a question mark
+        stream.reconfigure(errors="replace")
     try:
         main()
+        sys.stdout.flush()
     except (UserError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
+        fail(str(error), 2 if isinstance(error, UserError) else 1)
+    except BrokenPipeError:  # such as python export.py RUN | head -3
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
+        fail("nobody reads the output any more", 1)
     except OSError as error:
-        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(1)
+        mend = f"; {MENDS[error.errno]}" if error.errno in MENDS else ""
+        fail(f"{error.filename or 'a file'}: {error.strerror or error}{mend}", 1)
     except KeyboardInterrupt:
-        print("\nstopped by Ctrl-C", file=sys.stderr)
+        print("\n" * sys.stderr.isatty() + "stopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
+
+
+def fail(message: str, status: int):
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def check_writable(path: Path) -> None:
+    """UserError unless `path` could be made, or written to; makes nothing."""
+    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if there.is_file() and there != path.absolute():
+        raise UserError(f"{path}: {there} is a file, not a folder; name another place")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"{path}: {there} cannot be written to; name another place, or change its "
+                        "permissions")
+
+
+@contextmanager
+def naming(path: Path):
+    """An error while writing says where, which Python's own does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
 
 
 def write_atomically(path: str | Path, data: str | bytes) -> None:
     """Write beside `path`, flush to disk, then rename: a reader sees the old or the new file."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(part, "wb") as file:
+                file.write(data.encode() if isinstance(data, str) else data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def remove_parts(folder: Path) -> None:
+    """What a killed process was writing there; only for one that has the folder to itself."""
+    for part in folder.glob(".*.part"):
+        part.unlink()
+
+
+@contextmanager
+def whole_folder(folder: Path):
+    """A folder to fill beside `folder`, which then takes its place: complete or not at all."""
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    yield part
+    part.rename(folder)
 
 
 def write_json(path: str | Path, value) -> None:
@@ -80,6 +135,7 @@ def cache_folder() -> Path:
 @contextmanager
 def locked(folder: Path):
     """Hold `folder`.lock while making `folder`, so that a second process waits, then finds it."""
+    check_writable(folder.parent)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.with_name(folder.name + ".lock"), "w") as file:
         try:
@@ -118,9 +174,6 @@ def cached(name: str, sources: list[str], settings: str, make) -> Path:
     folder = cache_folder() / f"{name}-{key.hexdigest()[:12]}"
     with locked(folder):
         if not folder.exists():
-            part = folder.with_name(folder.name + ".part")
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir()
-            make(part)
-            part.rename(folder)
+            with whole_folder(folder) as part:
+                make(part)
     return folder

@@ -34,8 +34,13 @@ def read(path: Path) -> list[dict]:
     """The rows of a CSV, values as text; none if there is no such file."""
     if not path.exists():
         return []
-    with open(path, encoding="utf-8", newline="") as file:
-        found = list(csv.DictReader(file))
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            found = list(csv.DictReader(file))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except (ValueError, csv.Error) as error:  # not UTF-8; a zero byte, an endless field
+        raise UserError(f"{path}: not a CSV file ({error})") from None
     for number, row in enumerate(found, 1):
         if None in row or None in row.values():
             raise UserError(f"{path}: row {number} has not as many cells as the header")

@@ -23,7 +23,16 @@ from tqdm import tqdm
 import bert
 import parallel
 import report
-from files import UserError, hold, read_json, write_atomically, write_json
+from files import (
+    UserError,
+    check_writable,
+    hold,
+    naming,
+    read_json,
+    remove_parts,
+    write_atomically,
+    write_json,
+)
 from report import say
 
 TOKENIZER_FILES = ("vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
@@ -36,13 +45,18 @@ LOG_EVERY = 10  # steps
 # -------------------------------------------------------------------------------- the folder
 
 
+def taken(folder: Path) -> bool:
+    """Is anything in it, other than what a run leaves that was killed as it began?"""
+    return folder.exists() and any(p.name[0] != "." for p in folder.iterdir())
+
+
 def default_folder(s: dict, free: bool) -> Path:
     """runs/TASK-METHOD-KEEP-sSEED, or the first free -2, -3 …; with free=False the last taken."""
     keep = "" if s["method"] == "dense" else f"-{s['keep']:g}"
     first = last = Path("runs") / f"{s['task']}-{s['method']}{keep}-s{s['seed']}"
     n = 1
     folder = first
-    while folder.exists() and any(folder.iterdir()):
+    while taken(folder):
         last, n = folder, n + 1
         folder = first.with_name(f"{first.name}-{n}")
     return folder if free else last
@@ -56,7 +70,8 @@ def choose_folder(s: dict, overwrite: bool, resume: bool) -> Path:
     folder = Path(s["output"] or default_folder(s, free=not (overwrite or resume)))
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; --output names a folder")
-    if folder.exists() and any(folder.iterdir()) and not resume:
+    check_writable(folder)
+    if taken(folder) and not resume:
         if not overwrite:
             raise UserError(f"{folder}: holds files already; choose another --output, "
                             "or --resume, or --overwrite")
@@ -70,7 +85,12 @@ def finished(folder: Path) -> bool:
     """Prints the result of a run that is over; False if there is still something to do."""
     if not (folder / "metrics.json").exists():
         return False
-    say(f"{folder}: finished already\n" + report.result(read_json(folder / "metrics.json"), folder))
+    try:
+        found = report.result(read_json(folder / "metrics.json"), folder)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(f"{folder / 'metrics.json'}: not as train.py writes it; --overwrite starts "
+                        "anew") from None
+    say(f"{folder}: finished already\n{found}")
     return True
 
 
@@ -88,8 +108,10 @@ class Run:
     the random numbers; the order of the data follows from seed and step.
     """
 
-    def __init__(self, folder: Path, s: dict, pruner, fingerprint: str, resume: bool):
+    def __init__(self, folder: Path, s: dict, pruner, fingerprint: str, resume: bool,
+                 overwrite: bool = False):
         self.folder, self.s, self.pruner, self.resume = folder, s, pruner, resume
+        self.overwrite = overwrite
         self.fixed = {k: v for k, v in s.items() if k not in ("output", "save_every")}
         self.fixed["data_fingerprint"] = fingerprint
         self.T, self.t, self.seconds, self.smooth = s["steps"], 0, 0.0, None
@@ -100,8 +122,13 @@ class Run:
         if parallel.is_main():
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = hold(self.folder / ".lock", f"{self.folder}: another run is at work there")
-            if not self.resume:
-                for name in FILES:
+            if taken(self.folder) and not (self.resume or self.overwrite):
+                self.release()
+                raise UserError(f"{self.folder}: another run was there first; choose another "
+                                "--output")
+            remove_parts(self.folder)
+            if not self.resume:  # metrics.json first: what lacks a part is never called finished
+                for name in ("metrics.json", *FILES):
                     (self.folder / name).unlink(missing_ok=True)
             write_json(self.folder / "run.json", self.fixed | versions() | {
                 "output": str(self.folder), "processes": parallel.world()})
@@ -115,8 +142,11 @@ class Run:
             self.bar.close()
             self.log.close()
         if parallel.is_main():
-            self.lock.close()
-            (self.folder / ".lock").unlink(missing_ok=True)
+            self.release()
+
+    def release(self):
+        self.lock.close()
+        (self.folder / ".lock").unlink(missing_ok=True)
 
     def interrupt(self, *_):
         """Ctrl-C ends the run after the step under way; a second one at once."""
@@ -141,25 +171,34 @@ class Run:
         return self.t
 
     def load(self) -> None:
+        now = json.loads(json.dumps(self.fixed))
         try:
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
             then = json.loads(state["settings"])
-        except Exception as error:  # torch raises many kinds; each means a file to do without
-            raise UserError(f"{self.checkpoint}: not a readable checkpoint "
-                            f"({str(error).splitlines()[0]}); --overwrite starts anew") from error
-        now = json.loads(json.dumps(self.fixed))
-        if then != now:
             other = [f"{k} was {then.get(k)}, is now {now.get(k)}"
                      for k in sorted(then.keys() | now.keys()) if then.get(k) != now.get(k)]
+            if not other:
+                self.put_back(state)
+        except Exception as error:  # torch raises many kinds; each means a file to do without
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"{self.checkpoint}: not a readable checkpoint ({why}); --overwrite "
+                            "starts anew") from error
+        if other:
             raise UserError(f"{self.checkpoint}: of a run with other settings ("
-                            + "; ".join(other) + "); give the same, or --overwrite")
-        for part, saved in zip(self.parts, state["parts"]):
+                            + "; ".join(other[:4]) + "; …" * (len(other) > 4)
+                            + "); give the same, or --overwrite")
+        say(f"going on from step {self.t} of {self.T}")
+
+    def put_back(self, state: dict) -> None:
+        for part, saved in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(saved)
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"]:
             torch.cuda.set_rng_state_all(state["cuda_rng"])
-        self.t, self.seconds, self.smooth = state["t"], state["seconds"], state["smooth"]
-        say(f"going on from step {self.t} of {self.T}")
+        self.t, self.seconds, self.smooth = (
+            int(state["t"]), float(state["seconds"]), float(state["smooth"]))
+        if not 0 < self.t <= self.T:
+            raise ValueError(f"step {self.t} of {self.T}")
 
     def save(self) -> None:
         """A checkpoint of the state after step t, complete or not at all."""
@@ -185,7 +224,7 @@ class Run:
         lines = path.read_text().splitlines() if self.t and path.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < self.t]
         write_atomically(path, "".join(line + "\n" for line in kept))
-        self.log = open(path, "a")
+        self.log = open(path, "ab", buffering=0)  # each line is there at once
 
     def step(self, t: int, loss: float, rates: list[float]) -> None:
         """Called after every optimiser step: bar, log, checkpoint, Ctrl-C."""
@@ -208,8 +247,8 @@ class Run:
         density = self.pruner.density()
         row = {"step": t, "loss": loss, "density": density, "penalty": self.pruner.penalty,
                "lr": rates[0], "score_lr": rates[-1] if len(rates) > 1 else None}
-        self.log.write(json.dumps(row) + "\n")
-        self.log.flush()
+        with naming(self.folder / "log.jsonl"):
+            self.log.write(json.dumps(row).encode() + b"\n")
         shown = f"loss {self.smooth:.3f} · density {density:.3f} · lr {rates[0]:.1e}"
         self.bar.set_postfix_str(shown, refresh=False)
         tenth = self.t * 10 // self.T

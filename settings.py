@@ -102,59 +102,66 @@ def recipe_for(task: str, method: str, model: str) -> Recipe:
 
 
 def make_parser() -> cli.Parser:
-    p = cli.Parser(description=DESCRIPTION)
+    p = cli.Parser(description=DESCRIPTION, usage="train.py [--task TASK] [--method METHOD] "
+                   "[--keep V] [more flags, all below]", add_help=False)
     a = p.add_argument_group("what").add_argument
-    a("--task", choices=list(data.TASKS), default="mnli", help="default mnli")
-    a("--method", choices=list(masking.METHODS), default="movement", help="default movement")
+    a("--task", choices=list(data.TASKS), metavar="TASK", default="mnli",
+      help=", ".join(data.TASKS))
+    a("--method", choices=list(masking.METHODS), metavar="METHOD", default="movement",
+      help=", ".join(masking.METHODS))
     a("--keep", type=cli.number(0, 1), default=0.1, metavar="V",
-      help="share of the encoder's weights that remains, 0 to 1 (default 0.1)")
-    a("--penalty", metavar="λ", help="soft_movement, l0: a fixed λ in place of --keep's search; "
-      "'paper' takes the paper's λ nearest to --keep")
-    a("--scope", choices=["local", "global"], default="local",
-      help="rank scores matrix by matrix (default), or all together")
+      help="share of the encoder's weights that remains, above 0 to 1")
+    a("--penalty", metavar="λ", help="soft_movement, l0: fixed in place of searched for; paper: "
+      "its λ near --keep")
+    a("--scope", choices=["local", "global"], default="local", metavar="SCOPE",
+      help="local: rank scores matrix by matrix; global: all together")
     a = p.add_argument_group("data and model").add_argument
     a("--data", default="sample", metavar="DIR",
-      help="sample (generated, default), download (the official files, cached), or a folder with "
-      "MNLI/, SST-2/, SQuAD/, … as they are published")
+      help="sample (generated, default), download, or a folder with MNLI/, SQuAD/, …")
     a("--model", default="small", metavar="DIR",
-      help="small (4 layers × 128, pretrained once, default), small:2x64, a Hugging Face BERT's "
-      "folder or Hub id such as bert-base-uncased, or untrained (small with random weights)")
-    a("--max-train-rows", type=cli.count, metavar="N", help="draw N training rows (fixed seed)")
-    a("--max-eval-rows", type=cli.count, metavar="N", help="draw N rows of each evaluation file")
+      help="small (default), small:2x64, untrained, a folder, or bert-base-uncased, …")
+    a("--max-train-rows", type=cli.count, metavar="N", help="draw N training rows (default all)")
+    a("--max-eval-rows", type=cli.count, metavar="N",
+      help="draw N rows of each evaluation file (default all)")
     a("--held-out", type=cli.number(0, 0.9), metavar="SHARE",
-      help="evaluate on this share of the training rows, kept from training: to choose settings")
-    a("--max-length", type=cli.count, metavar="TOKENS", help="longest input in tokens")
-    a("--doc-stride", type=cli.count, metavar="TOKENS", help="squad: step from window to window")
+      help="evaluate on this share of the training rows instead, to choose settings")
+    a("--max-length", type=cli.count, metavar="TOKENS", help="longest input (default: the recipe)")
+    a("--doc-stride", type=cli.count, metavar="TOKENS",
+      help="squad: step from window to window (default: the recipe)")
     a("--teacher", metavar="RUN", help="learn from this fine-tuned model too (a run's folder)")
-    a("--alpha", type=cli.share, default=0.9, help="teacher's share of the loss (default 0.9)")
+    a("--alpha", type=cli.share, default=0.9, metavar="SHARE",
+      help="the teacher's share of the loss")
     a("--temperature", type=cli.positive, default=2.0, metavar="T",
-      help="softens teacher and student (default 2)")
+      help="softens teacher and student")
     a = p.add_argument_group("training (defaults: the recipe of task and model)").add_argument
-    a("--epochs", type=cli.positive, metavar="N")
+    a("--epochs", type=cli.number(0, 1e6), metavar="N", help="passes over the training rows")
     a("--steps", type=cli.count, metavar="N", help="optimiser steps, in place of --epochs")
     a("--batch-size", type=cli.count, metavar="ROWS", help="rows of one optimiser step")
     a("--grad-accum", type=cli.count, default=1, metavar="N",
       help="work through a batch in N pieces, to save memory")
-    a("--lr", type=cli.positive, help="peak learning rate of the weights")
-    a("--score-lr", type=cli.positive, metavar="LR", help="peak learning rate of the scores")
-    a("--warmup", type=cli.share, metavar="SHARE", help="share of the run in which rates rise")
-    a("--hold", type=cli.share, metavar="SHARE", help="share before pruning starts")
-    a("--cooldown", type=cli.share, metavar="SHARE", help="share at the final density")
-    a("--freeze", choices=["weights"], help="weights: the matrices stay as pretrained, only "
-      "scores, biases, LayerNorms and head learn")
+    a("--lr", type=cli.positive, metavar="RATE", help="peak learning rate of the weights")
+    a("--score-lr", type=cli.positive, metavar="RATE", help="peak learning rate of the scores")
+    a("--warmup", type=cli.share, metavar="SHARE", help="share of the steps in which rates rise")
+    a("--hold", type=cli.share, metavar="SHARE", help="share of the steps before pruning starts")
+    a("--cooldown", type=cli.share, metavar="SHARE", help="share of the steps at the final density")
+    a("--freeze", choices=["weights"], metavar="weights",
+      help="the matrices stay as pretrained; scores, biases, LayerNorms and head learn")
     a("--train-embeddings", action="store_true", help="they are frozen otherwise, as in the paper")
-    a("--seed", type=cli.number(0, 2**32 - 1, int, open_low=False), default=0, help="default 0")
+    a("--seed", type=cli.number(0, 2**32 - 1, int, open_low=False), default=0, metavar="N",
+      help="of weights, masks and batches")
     a = p.add_argument_group("machine and output").add_argument
-    a("--precision", choices=["auto", "fp32", "bf16"], default="auto",
-      help="arithmetic of the matrix products; auto (default) takes bf16 where it is fast")
-    a("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
+    a("--precision", choices=["auto", "fp32", "bf16"], default="auto", metavar="KIND",
+      help="of matrix products: fp32, bf16, or auto, bf16 where it is fast")
+    a("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", metavar="NAME",
+      help="cpu, cuda, mps, or auto, the fastest there is")
     a("--compile", action="store_true", help="torch.compile the model (needs a compiler)")
     a("--output", metavar="DIR", help="default runs/TASK-METHOD-KEEP-sSEED")
     a("--overwrite", action="store_true", help="replace the run that the output folder holds")
     a("--resume", action="store_true", help="go on with an interrupted run, bit for bit")
     a("--save-every", type=cli.count, default=500, metavar="STEPS",
-      help="steps from checkpoint to checkpoint (default 500)")
+      help="from checkpoint to checkpoint")
     a("--dry-run", action="store_true", help="print what would be done, then stop")
+    a("-h", "--help", action="help", help="show this")
     return p
 
 

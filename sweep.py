@@ -8,6 +8,7 @@ Started again, with other lists too, it runs only what the CSV has no row of; a 
 digest of every setting that decides the run (delete rows to run them again with newer code).
 """
 
+import ctypes
 import hashlib
 import itertools
 import json
@@ -26,7 +27,7 @@ import cli
 import masking
 import rows
 import settings
-from files import RunError, UserError, run_main
+from files import RunError, UserError, check_writable, run_main
 from report import duration
 
 HERE = Path(__file__).parent
@@ -47,15 +48,16 @@ def make_parser() -> cli.Parser:
     p = cli.Parser(description=__doc__ + "\nEvery other flag goes to train.py; its values may be "
                    "comma lists too, but for paths.")
     a = p.add_argument
-    a("--task", "--tasks", type=comma_list, default=["mnli"], metavar="LIST")
-    a("--methods", "--method", type=comma_list, metavar="LIST",
+    a("--task", "--tasks", type=comma_list, default=["mnli"], metavar="LIST", help="tasks")
+    a("--methods", "--method", type=comma_list, metavar="LIST", help="methods",
       default=["magnitude", "l0", "movement", "soft_movement"])
     a("--keep", type=comma_list, default=["0.1"], metavar="LIST",
-      help="shares of the encoder's weights that remain; dense runs once whatever they are")
-    a("--seeds", "--seed", type=comma_list, default=["0"], metavar="LIST")
-    a("--models", "--model", type=comma_list, default=["small"], metavar="LIST")
+      help="shares of the weights that remain; dense runs once whatever they are")
+    a("--seeds", "--seed", type=comma_list, default=["0"], metavar="LIST", help="whole numbers")
+    a("--models", "--model", type=comma_list, default=["small"], metavar="LIST",
+      help="as train.py has them")
     a("--jobs", type=cli.count, default=1, metavar="N", help="runs at once, the cores shared out")
-    a("--csv", type=Path, default=Path("results/sweep.csv"), metavar="FILE")
+    a("--csv", type=Path, default=Path("results/sweep.csv"), metavar="FILE", help="the rows")
     a("--keep-runs", type=Path, metavar="DIR",
       help="leave the runs' folders there, and go on with unfinished ones")
     return p
@@ -130,6 +132,12 @@ def check(runs: list[Run]) -> None:
             sys.exit(done.returncode)
 
 
+def end_with_parent() -> None:
+    """In a run's process: should the sweep be killed, its runs are too, and free their folders."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
+
+
 def start(run: Run, args, scratch: Path) -> Job:
     folder = (args.keep_runs or scratch) / f"{run.name}-{run.key[:6]}"
     words = [*run.words, "--output", str(folder)] + ["--resume"] * bool(args.keep_runs)
@@ -138,7 +146,8 @@ def start(run: Run, args, scratch: Path) -> Job:
         env.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // args.jobs)))
     with open(log, "w") as file:  # a session of its own: Ctrl-C reaches it through end() alone
         process = subprocess.Popen([sys.executable, str(HERE / "train.py"), *words], env=env,
-                                   stdout=file, stderr=file, start_new_session=True)
+                                   stdout=file, stderr=file, start_new_session=True,
+                                   preexec_fn=end_with_parent)
     return Job(run, process, folder, log, rows.git_version())
 
 
@@ -197,6 +206,7 @@ def carry_out(runs: list[Run], args, scratch: Path) -> int:
 def main() -> None:
     args, rest = make_parser().parse_known_args()
     runs = combinations(args, rest)
+    check_writable(args.csv)
     there = {row.get("key") for row in rows.read(args.csv)}
     todo = [run for run in runs if run.key not in there]
     print(f"{len(runs)} runs, {len(runs) - len(todo)} of them in {args.csv} already", flush=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+import cli
 import masking
 import rows
 from files import UserError, run_main, write_atomically
@@ -223,5 +224,10 @@ def fill_file(path: Path, folder: Path) -> None:
     print(f"{path}: {len(MARK.findall(text))} tables" + (", as they were" * (filled == text)))
 
 
+def main() -> None:
+    cli.Parser(description=__doc__).parse_args()
+    fill_file(HERE / "README.md", HERE / "results")
+
+
 if __name__ == "__main__":
-    run_main(lambda: fill_file(HERE / "README.md", HERE / "results"))
+    run_main(main)

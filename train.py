@@ -87,20 +87,25 @@ def model_folder(name: str) -> Path:
     return download.model_folder(name)
 
 
-def load_model(s: dict, task: data.Task):
-    """→ model, tokenizer, its folder, names of freshly initialised tensors."""
-    folder = model_folder(s["model"])
-    tokenizer = data.load_tokenizer(folder)
-    config, _ = bert.read_config(folder)
+def check_fits(config: bert.Config, tokenizer, folder: Path, task: data.Task, max_length: int):
+    """Refuse tokens, segments and positions that the embeddings have no row for."""
     largest = max(tokenizer.get_vocab().values())  # numbers may have gaps
     if largest >= config.vocab_size:
         raise UserError(f"{folder}: the tokenizer has token number {largest}, the embedding only "
                         f"{config.vocab_size}")
     if (task.span or len(task.columns) == 2) and config.type_vocab_size < 2:
         raise UserError(f"{folder}: it has no second segment, which pairs of texts need")
-    if s["max_length"] > config.max_position_embeddings:
-        raise UserError(f"--max-length {s['max_length']}: {folder} has positions for "
+    if max_length > config.max_position_embeddings:
+        raise UserError(f"--max-length {max_length}: {folder} has positions for "
                         f"{config.max_position_embeddings} tokens")
+
+
+def load_model(s: dict, task: data.Task):
+    """→ model, tokenizer, its folder, names of freshly initialised tensors."""
+    folder = model_folder(s["model"])
+    tokenizer = data.load_tokenizer(folder)
+    config, _ = bert.read_config(folder)
+    check_fits(config, tokenizer, folder, task, s["max_length"])
     head, outputs = ("span", 2) if task.span else ("classification", len(task.labels) or 1)
     torch.manual_seed(s["seed"])  # after pretraining, which draws numbers too
     if s["model"].startswith("untrained"):
@@ -195,10 +200,11 @@ def train(model, pruner, features, schedule, s, run, teacher=None) -> None:
             L.backward()
             loss += L.item()
         loss = parallel.mean(loss)
-        if not math.isfinite(loss):
-            raise RunError(f"the loss is {loss} at step {t}; lower --lr or --score-lr")
         pruner.backward(t, scheduler.get_last_lr()[-1])
-        torch.nn.utils.clip_grad_norm_(learned, 1.0)
+        norm = float(torch.nn.utils.clip_grad_norm_(learned, 1.0))
+        if not math.isfinite(loss + norm):  # before it reaches the weights, or a checkpoint
+            raise RunError(f"the loss is {loss} at step {t}, the length of its gradient {norm}; "
+                           "lower --lr or --score-lr")
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
@@ -246,7 +252,9 @@ def teacher_outputs(s, task, tokenizer, features):
     """The teacher's outputs for every training row, once: without dropout they never change."""
     if not s["teacher"]:
         return None
-    teacher, order = distill.load_teacher(Path(s["teacher"]), task, tokenizer)
+    folder = Path(s["teacher"])
+    teacher, order = distill.load_teacher(folder, task, tokenizer)
+    check_fits(teacher.bert.config, tokenizer, folder, task, s["max_length"])
     return distill.reorder(predict(teacher.to(s["device"]), features, s), order)
 
 
@@ -277,7 +285,7 @@ def main() -> None:
     if args.dry_run:
         return report.say(report.estimate(s, features, model, pruner))
     teacher = teacher_outputs(s, task, tokenizer, features)
-    with runs.Run(folder, s, pruner, rows.fingerprint, args.resume) as run:
+    with runs.Run(folder, s, pruner, rows.fingerprint, args.resume, args.overwrite) as run:
         train(model, pruner, features, schedule, s, run, teacher)
     if not parallel.is_main():
         return

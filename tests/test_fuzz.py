@@ -1,9 +1,14 @@
 """Thousands of damaged files, the same ones each time: each is read, or refused in one clear line.
+
+    python tests/test_fuzz.py 30 7      30 seconds for each kind of file, from seed 7; with counts
 """
 
+import hashlib
 import json
+import os
 import random
 import shutil
+import sys
 import time
 
 import numpy as np
@@ -12,11 +17,18 @@ import torch
 
 import bert
 import data
+import evaluate
+import export
+import masking
+import rows
+import runs
 import squad
-from files import UserError
+import train
+from files import UserError, write_json
 
-SEED = 0
-SECONDS = 1.2  # for each kind of file; a slow machine tries fewer
+SEED = int(os.environ.get("FUZZ_SEED", 0))
+# for each kind of file; a slow machine tries fewer
+SECONDS = float(os.environ.get("FUZZ_SECONDS", 1.2))
 PIECES = [b"\t", b"\n", b"\r", b'"', b"\0", b"\xff", b"\xef\xbb\xbf", b"\\", b"\\ud800", b"NaN",
           b"null", b"true", b"-1", b"0", b"1e999", b"9" * 30, b"[", b"{", b"}", b"]", b",", b":",
           b"[" * 3000, b"[PAD]", b"bert", b"\xf0\x9f\x98\x80", "é".encode()]
@@ -44,12 +56,15 @@ def damage(whole: bytes, rng: random.Random) -> bytes:
     return whole
 
 
-def attack(path, read, least: int, most: int = 3000):
-    """Damage `path` again and again. `read` may only succeed, or refuse in one line."""
+def attack(path, read, least: int, most: int = 3000, seal=lambda whole: whole):
+    """Damage `path` again and again. `read` may only succeed, or refuse in one line.
+
+    `seal` puts checksums right afterwards, so that what lies behind them is tried too.
+    """
     whole, rng, count = path.read_bytes(), random.Random(SEED), {"read": 0, "refused": 0}
-    end = time.monotonic() + SECONDS
+    end, most = time.monotonic() + SECONDS, most if SECONDS < 5 else 10**9
     while sum(count.values()) < most and (sum(count.values()) < least or time.monotonic() < end):
-        path.write_bytes(damage(whole, rng))
+        path.write_bytes(seal(damage(whole, rng)))
         try:
             read()
             count["read"] += 1
@@ -58,6 +73,7 @@ def attack(path, read, least: int, most: int = 3000):
             count["refused"] += 1
     path.write_bytes(whole)
     read()
+    print(f"{path.name}: {count}")
     assert min(count.values()) > 0, count  # both do happen
 
 
@@ -151,3 +167,86 @@ def test_cached_features(folder, tmp_path, monkeypatch):
         g = data.encode_cached(rows, tokenizer, 8)
         assert all(np.array_equal(getattr(f, n), getattr(g, n)) for n in ("ids", "starts", "first"))
     shutil.rmtree(tmp_path / "cache")
+
+
+# --------------------------------------------------------------------- what runs leave behind
+
+
+@pytest.fixture
+def run(folder, monkeypatch):
+    """A run under way in the folder, with its checkpoint, and run.json and metrics.json."""
+    model, _ = bert.load(folder, "classification", 2)
+    bert.save(model, folder, ["0", "1"])
+    s = {"task": "sst2", "data": "sample", "steps": 10, "save_every": 3, "output": None, "lr": 1e-3,
+         "score_lr": 1e-2, "device": "cpu", "freeze": None, "max_length": 8, "batch_size": 4,
+         "doc_stride": 128, "precision": "fp32", "method": "movement", "scope": "local",
+         "keep": 0.5, "seed": 0, "penalty": None, "max_eval_rows": None, "held_out": None,
+         "max_train_rows": None, "model": "untrained", "teacher": None, "warmup": 0.1}
+    pruner = masking.Pruner(masking.encoder_matrices(model), "movement", 0.5,
+                            masking.Schedule(10, 1, 1), "local", None, 0)
+    optimizer = train.make_optimizer(model, pruner, s)
+    pruner.refresh(0)
+    under_way = runs.Run(folder, s, pruner, "f", resume=True)
+    under_way.parts = (model, pruner, optimizer,
+                       torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1.0))
+    under_way.began, under_way.t, under_way.smooth = 0.0, 3, 0.5
+    under_way.save()
+    runs.save_pruning(pruner, folder / "pruning.safetensors")
+    write_json(folder / "run.json", s)
+    write_json(folder / "metrics.json", {
+        "metrics": {"accuracy": 50.0}, "density": 0.5, "nonzero_parameters": 12,
+        "nonzero_parameters_total": 120, "train_seconds": 1.0, "method": "movement"})
+    return under_way
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_checkpoints(run):
+    attack(run.checkpoint, run.load, 50)
+
+
+def test_settings_of_a_run(run):
+    args = evaluate.make_parser().parse_args([str(run.folder)])
+
+    def read():
+        s = evaluate.settings(args)
+        assert s["task"] in data.TASKS and s["batch_size"] > 0 and s["max_length"] > 0
+        assert s["precision"] in ("auto", "fp32", "bf16")
+        assert s["max_eval_rows"] is None or s["max_eval_rows"] > 0
+        assert not s["held_out"] or 0 < s["held_out"] < 1
+        export.load_run(run.folder)
+
+    attack(run.folder / "run.json", read, 200)
+
+
+def test_results_of_a_run(run, monkeypatch):
+    monkeypatch.setattr(runs, "say", str)  # files.run_main has made the terminal take any text
+    attack(run.folder / "metrics.json", lambda: runs.finished(run.folder), 200)
+
+
+def test_sparse_files(run):
+    path = run.folder / "model.sparse"
+    weights = bert.hf_weights(run.parts[0])
+    path.write_bytes(export.pack({name: export.encode(x, kind) for (name, x), kind in zip(
+        weights.items(), ["float32", "int8", "bf16"] * len(weights))}))
+
+    def seal(whole):
+        return whole[:8] + hashlib.sha256(whole[40:]).digest() + whole[40:]
+
+    attack(path, lambda: export.load_sparse(path), 100, 1500, seal)
+
+
+def test_tables_of_rows(tmp_path):
+    path = tmp_path / "rows.csv"
+    for seed in range(3):
+        for method in ("dense", "movement", "l0"):
+            rows.append(path, dict.fromkeys(rows.COLUMNS, "") | {
+                "task": "mnli", "data": "sample", "model": "small", "method": method,
+                "keep": "0.1", "density": "0.1", "accuracy_matched": "80.5", "seed": str(seed),
+                "key": f"{method}{seed}", "on_target": "True", "train_seconds": "3"})
+
+    attack(path, lambda: {row.get("key") for row in rows.read(path)}, 200)
+
+
+if __name__ == "__main__":
+    os.environ["FUZZ_SECONDS"], os.environ["FUZZ_SEED"] = (*sys.argv[1:3], "30", "0")[:2]
+    sys.exit(pytest.main([__file__, "-q", "-s"]))
