@@ -14,6 +14,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 import bert
 import data
@@ -249,4 +250,4 @@ def test_tables_of_rows(tmp_path):
 
 if __name__ == "__main__":
     os.environ["FUZZ_SECONDS"], os.environ["FUZZ_SEED"] = (*sys.argv[1:3], "30", "0")[:2]
-    sys.exit(pytest.main([__file__, "-q", "-s"]))
+    sys.exit(pytest.main([__file__, "-q", "-s", "--rootdir", str(ROOT)]))
