@@ -1,0 +1,38 @@
+"""The paper's settings as this project's recipes, and the matrices that they prune."""
+
+import pytest
+import torch
+
+import bert
+import masking
+import settings
+
+
+def test_the_matrices_to_prune_are_the_papers():
+    """Six of each of BERT-base's layers, 85 million weights, and nothing else."""
+    with torch.device("meta"):
+        model = bert.create(bert.Config(), "classification", 3)
+    found = masking.encoder_matrices(model)
+    assert len(found) == 72
+    assert sum(W.numel() for W in found.values()) == 12 * (4 * 768**2 + 2 * 768 * 3072)
+    assert all(W.dim() == 2 for W in found.values())
+    left = {name for name, _ in model.named_parameters()} - set(found)
+    assert all("embeddings" in n or "pooler" in n or n.startswith("classifier")
+               or n.endswith("bias") or "norm" in n.lower() for n in left), left
+
+
+@pytest.mark.parametrize("task, method, batch, epochs, warm, lr, score_lr, hold, cooldown", [
+    # steps of an epoch × epochs, and multiples of the warm-up, as the authors' sheet has them
+    ("squad", "movement", 16, 10, 5_400 / 55_000, 3e-5, 1e-2, 1, 2),
+    ("squad", "l0", 16, 10, 5_400 / 55_000, 3e-5, 1e-1, 1, 1),
+    ("mnli", "soft_movement", 32, 6, 12_000 / 73_632, 3e-5, 1e-2, 1, 1),
+    ("mnli", "l0", 32, 6, 12_000 / 73_632, 3e-5, 1e-1, 1, 1),
+    ("qqp", "movement", 32, 10, 11_000 / 113_702, 3e-6, 1e-2, 2, 3),
+    ("qqp", "l0", 32, 10, 11_000 / 113_702, 3e-5, 1e-2, 1, 1),
+])
+def test_the_papers_recipes(task, method, batch, epochs, warm, lr, score_lr, hold, cooldown):
+    r = settings.recipe_for(task, method, "bert-base-uncased")
+    assert (r.batch_size, r.epochs, r.lr, r.score_lr) == (batch, epochs, lr, score_lr)
+    assert (r.warmup, r.hold, r.cooldown) == pytest.approx(
+        (warm, hold * warm, cooldown * warm), rel=0.03)
+    assert (r.max_length, r.doc_stride) == ((384, 128) if task == "squad" else (128, 128))
