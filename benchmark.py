@@ -11,6 +11,7 @@ the masks, forward, backward, the masks' part of the backward pass, clip, optimi
 
 import multiprocessing
 import statistics
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -169,7 +170,7 @@ def compare(part: str, name: str, base, own, rounds: int, tokens: int, warm: int
     totals = {run: [sum(stages.values()) for stages in found[run]] for run in found}
     ratios = [b / a for a, b in zip(totals[base], totals[own])]
     medians = {run: {stage: 1e3 * statistics.median(x[stage] for x in found[run])
-                     for stage in STAGES} for run in found}
+                     for stage in found[base][0]} for run in found}
     return {"part": part, "name": name, "ratio": statistics.median(ratios), "low": min(ratios),
             "high": max(ratios), "rounds": rounds, "tokens_per_second": tokens / statistics.median(
                 totals[own]), "base_ms": 1e3 * statistics.median(totals[base]),
@@ -255,6 +256,28 @@ class Bench:
             yield row | {"size": str(size), "precision": own.precision,
                          "padding": 1 - real / used}
 
+    def trainer(self):
+        """an epoch of movement on rows as long as SST-2's / a dense one by transformers' Trainer"""
+        if find_spec("transformers") is None or find_spec("accelerate") is None:
+            self.skipped["trainer"] = "transformers or accelerate is not installed"
+            return
+        size, n = self.small, 64 if self.quick else 2048
+        lengths = np.exp(np.random.default_rng(0).normal(2.4, 0.55, n)).astype(int).clip(4, 66)
+        features, precision = random_rows(lengths, size.config.vocab_size), self.precision(size)
+        own = Trainee(size, "movement", precision, self.device)
+        theirs = Theirs(size.config).model
+        theirs.bert.embeddings.requires_grad_(False)
+
+        def our_epoch():
+            began = now(self.device)
+            own.epoch(data.collate(features, index, self.device)
+                      for index in data.batches(features, size.B, 0, 0))
+            return {"epoch": now(self.device) - began}
+
+        row = compare("trainer", "an epoch", lambda: their_epoch(theirs, features, size, precision),
+                      our_epoch, 1 if self.quick else 7, int(lengths.sum()), warm=1)
+        yield row | {"size": f"{size.layers}×{size.width}, {n:,} rows", "precision": precision}
+
     def memory(self):
         """peak memory of a few steps, each in a process of its own / that of dense"""
         for size in (self.small,) if self.quick else (SMALL, BASE):
@@ -269,7 +292,26 @@ class Bench:
 
 
 # memory first: a new process's peak starts from what this one held when it was made
-PARTS = ("memory", "methods", "theirs", "options", "growth", "buckets")
+PARTS = ("memory", "methods", "theirs", "options", "growth", "buckets", "trainer")
+
+
+def their_epoch(model, features, size: Size, precision: str) -> dict[str, float]:
+    """transformers' Trainer at its best: rows of like length together, padded no further than the
+    longest of a batch (by our collate, which costs it next to nothing), fused AdamW."""
+    from transformers import PrinterCallback, Trainer, TrainingArguments
+
+    texts = np.split(features.ids, features.starts[1:-1])
+    rows = [{"input_ids": ids.tolist(), "index": i} for i, ids in enumerate(texts)]
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = TrainingArguments(
+            scratch, num_train_epochs=1, per_device_train_batch_size=size.B, learning_rate=3e-5,
+            train_sampling_strategy="group_by_length", optim="adamw_torch_fused",
+            bf16=precision == "bf16", use_cpu=not torch.cuda.is_available(), save_strategy="no",
+            logging_strategy="no", report_to="none", disable_tqdm=True, remove_unused_columns=False)
+        trainer = Trainer(model, arguments, train_dataset=rows, data_collator=lambda batch:
+                          data.collate(features, np.array([row["index"] for row in batch])))
+        trainer.remove_callback(PrinterCallback)
+        return {"epoch": trainer.train().metrics["train_runtime"]}  # by its own clock
 
 
 def pad(x: torch.Tensor) -> torch.Tensor:
@@ -298,8 +340,8 @@ def show(row: dict) -> str:
     head = f"{row['name']:28} {row['size']:22}"
     if "bytes" in row:
         return f"{head} {row['bytes'] / 2**20:8,.0f} MB  {row['ratio']:6.3f}"
-    more = " ".join(f"{stage} {row['stages'][stage] - row['base_stages'][stage]:+.1f}"
-                    for stage in STAGES)
+    more = " ".join(f"{stage} {own - row['base_stages'][stage]:+.1f}"
+                    for stage, own in row["stages"].items())
     return (f"{head} {row['ms']:8.1f} ms  {row['ratio']:6.3f} ({row['low']:.3f}–{row['high']:.3f}) "
             f"{row['tokens_per_second']:8,.0f} tokens/s  {more}")
 
