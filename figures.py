@@ -1,4 +1,4 @@
-"""The paper's figures from result rows and from runs; and the README's tables.
+"""The paper's figures from result rows and from runs; and the pages' tables.
 
     python figures.py                          # Figures 2, 3 and 5 from results/*.csv, the tables
     python figures.py --run runs/A runs/B      # Figures 1, 4 and 6, and numbers, from these runs
@@ -164,10 +164,11 @@ def groups(found: list[dict]) -> list[list[dict]]:
 
 
 def same_task(group: list[dict], everything: list[dict]) -> list[dict]:
-    """Dense rows of any model that did the same task on as many of the same rows."""
-    alike = ("task", "data", "train_rows", "eval_rows", "held_out")
+    """Dense rows of any pretrained model that did the same task on as many of the same rows."""
+    alike = ("task", "data", "train_rows", "eval_rows", "held_out", "precision")
     first = group[0]
     return [r for r in everything if r["method"] == "dense" and not r["teacher"]
+            and not r["model"].startswith("untrained")
             and all(r[name] == first[name] for name in alike)]
 
 
@@ -376,8 +377,8 @@ def main() -> None:
     p.add_argument("--run", nargs="+", type=Path, metavar="RUN", help="folders of train.py's runs")
     p.add_argument("--results", type=Path, default=HERE / "results", metavar="DIR")
     p.add_argument("--output", type=Path, default=HERE / "figures", metavar="DIR")
-    p.add_argument("--readme", type=Path, default=HERE / "README.md", metavar="FILE",
-                   help="the file whose tables are filled in")
+    p.add_argument("--pages", nargs="+", type=Path, default=tables.PAGES, metavar="FILE",
+                   help="the files whose tables are filled in")
     args = p.parse_args()
     if plt is None:
         raise UserError("pictures need matplotlib: python -m pip install -r requirements-dev.txt "
@@ -386,7 +387,8 @@ def main() -> None:
     if args.run:
         return from_runs(args.run, args.output)
     from_results(args.results, args.output)
-    tables.fill_file(args.readme, args.results)
+    for page in args.pages:
+        tables.fill_file(page, args.results)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The README's tables, filled in from results/*.csv; figures.py does it along with the pictures.
+"""The pages' tables, filled in from results/*.csv; figures.py does it along with the pictures.
 
     python tables.py
 
@@ -21,6 +21,7 @@ import rows
 from files import UserError, run_main, write_atomically
 
 HERE = Path(__file__).parent
+PAGES = [HERE / "README.md", HERE / "results" / "README.md"]
 MARK = re.compile(r"(<!-- table: (\S+)(.*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 MISSING = "not run here"
 PAPER_METRICS = {
@@ -169,7 +170,7 @@ def interpolated(found: list[dict], keep: float, metric: str) -> float:
     return float(np.interp(keep, *zip(*points)))
 
 
-# --------------------------------------------------------------------------------- the README
+# --------------------------------------------------------------------------------- the pages
 
 
 def chosen(found: list[dict], filters: dict[str, str]) -> list[dict]:
@@ -226,7 +227,8 @@ def fill_file(path: Path, folder: Path) -> None:
 
 def main() -> None:
     cli.Parser(description=__doc__).parse_args()
-    fill_file(HERE / "README.md", HERE / "results")
+    for page in PAGES:
+        fill_file(page, HERE / "results")
 
 
 if __name__ == "__main__":

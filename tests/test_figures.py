@@ -245,7 +245,7 @@ def test_curves_from_rows(results, draw, tmp_path):
     found += [row(held_out="0.1", lr=lr, accuracy=99) for lr in ("1", "2")]  # not results
     readme = tmp_path / "page.md"
     readme.write_text("<!-- table: made methods=dense -->\n<!-- end -->\n")
-    names, axes = draw("--results", results("made", found), "--readme", readme)
+    names, axes = draw("--results", results("made", found), "--pages", readme)
     assert names == both("figure2-made", "figure2-encoder-parameters-made",
                          "figure2-all-parameters-made", "figure3-made", "figure5-made")
     drawn = {line.get_label(): line for line in axes["figure2-made"][0].get_lines()}
@@ -260,7 +260,7 @@ def test_curves_from_rows(results, draw, tmp_path):
     assert list(stars.get_xdata()) == [300, 1000]
     assert "90.0 (1)" in readme.read_text()
     first = (tmp_path / "figures" / "figure2-made.svg").read_bytes()
-    draw("--results", tmp_path, "--readme", readme)
+    draw("--results", tmp_path, "--pages", readme)
     assert (tmp_path / "figures" / "figure2-made.svg").read_bytes() == first
 
 
