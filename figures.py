@@ -378,7 +378,7 @@ def main() -> None:
     p.add_argument("--results", type=Path, default=HERE / "results", metavar="DIR")
     p.add_argument("--output", type=Path, default=HERE / "figures", metavar="DIR")
     p.add_argument("--pages", nargs="+", type=Path, default=tables.PAGES, metavar="FILE",
-                   help="the files whose tables are filled in")
+                   help="whose tables are filled in (default README.md and results/README.md)")
     args = p.parse_args()
     if plt is None:
         raise UserError("pictures need matplotlib: python -m pip install -r requirements-dev.txt "
