@@ -44,12 +44,12 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action):
         default = action.default
+        if default in (None, False, argparse.SUPPRESS) or "default" in (action.help or ""):
+            return action.help
         if isinstance(default, list):
             default = ",".join(default)
         if isinstance(default, Path) and default.is_absolute():
             default = default.name
-        if default in (None, False, argparse.SUPPRESS) or "default" in (action.help or ""):
-            return action.help
         return f"{action.help} (default {default})".replace("%", "%%")
 
     def format_help(self):
