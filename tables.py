@@ -6,9 +6,11 @@ A table stands between two comments, <!-- table: sample-mnli --> and <!-- end --
 results/sample-mnli.csv. Options after the name: methods=…, keep=… and tasks=… name rows and columns
 that are to be there, run or not; metric=… takes others than the first; by=lr,score_lr makes a line
 of each rate; any column of the CSV and a value (teacher= for none) chooses among its rows.
-paper_runs makes a table of the authors' runs, distilled=yes of those with a teacher.
+paper_runs makes a table of the authors' runs, distilled=yes of those with a teacher; benchmark,
+one of results/benchmark.json, parts=… naming its parts.
 """
 
+import json
 import re
 import statistics
 from pathlib import Path
@@ -170,6 +172,21 @@ def interpolated(found: list[dict], keep: float, metric: str) -> float:
     return float(np.interp(keep, *zip(*points)))
 
 
+def benchmark_table(path: Path, parts: list[str]) -> str:
+    """Two steps or epochs compared: the median of their ratio, and its range over the rounds."""
+    result, body = json.loads(path.read_text(encoding="utf-8")), []
+    for row in result["rows"]:
+        if row["part"] in parts:
+            spread = f" ({row['low']:.2f} to {row['high']:.2f})" if "low" in row else ""
+            amount = (f"{row['bytes'] / 2**20:,.0f} MB" if "bytes" in row
+                      else f"{row['ms']:,.0f} ms, {row['tokens_per_second']:,.0f} tokens/s")
+            body.append([row["part"], row["name"], row["size"], f"{row['ratio']:.2f}{spread}",
+                         amount])
+    return render(["", "", "model, batch", "ratio", "amount"], body) + (
+        f"\nmedians; {result['machine']}, {result['threads']} threads, torch {result['torch']}, "
+        f"{result['precision']}; from `results/{path.name}`\n")
+
+
 # --------------------------------------------------------------------------------- the pages
 
 
@@ -194,6 +211,8 @@ def table(name: str, options: dict[str, str], folder: Path) -> str:
     methods, keeps, tasks, metric, by = ([v for v in options.pop(name, "").split(",") if v]
                                          for name in ("methods", "keep", "tasks", "metric", "by"))
     keeps = [f"{float(keep):g}" for keep in keeps]  # as the CSV has them
+    if name == "benchmark":
+        return benchmark_table(folder / "benchmark.json", options["parts"].split(","))
     found = rows.read(folder / f"{name}.csv")
     if name == "paper_runs":
         return paper_table(found, keeps, tasks, options.get("distilled", "no"))

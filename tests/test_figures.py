@@ -121,6 +121,19 @@ def test_the_papers_tables_come_out_of_its_runs(distilled, method, cells):
     assert "the paper's own results" in made
 
 
+def test_a_benchmark_becomes_a_table(tmp_path):
+    step = {"part": "methods", "name": "movement", "size": "2×8, 1×4 tokens", "ratio": 1.046,
+            "low": 1.01, "high": 1.2, "ms": 12.3, "tokens_per_second": 4567.8}
+    peak = {"part": "memory", "name": "l0", "size": "2×8", "ratio": 1.1, "bytes": 3 * 2**20}
+    (tmp_path / "benchmark.json").write_text(json.dumps(
+        {"machine": "M", "threads": 2, "torch": "T", "precision": "bf16", "rows": [peak, step]}))
+    made = tables.table("benchmark", {"parts": "methods"}, tmp_path)
+    assert lines(made) == [["", "", "model, batch", "ratio", "amount"], ["---"] * 5, [
+        "methods", "movement", "2×8, 1×4 tokens", "1.05 (1.01 to 1.20)", "12 ms, 4,568 tokens/s"]]
+    made = tables.table("benchmark", {"parts": "memory"}, tmp_path)
+    assert lines(made)[2] == ["memory", "l0", "2×8", "1.10", "3 MB"]
+
+
 def test_fill_changes_what_is_between_markers_only(results):
     folder = results("made", [row()])
     text = "before\n<!-- table: made keep=0.1 -->\nold\n<!-- end -->\nafter <!-- end -->\n"
