@@ -14,22 +14,25 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 
-def place(variable: str) -> Path:
+def named_by(variable: str) -> Path:
     if not os.environ.get(variable):
         pytest.skip(f"{variable} is not set: needs real weights or rows")
     return Path(os.environ[variable])
 
 
+from tiny import place, ready  # noqa: E402,F401 (fixtures)
+
+
 @pytest.fixture(scope="session")
 def real_model() -> Path:
     """A Hugging Face folder with a real BERT."""
-    return place("MOVEMENT_TEST_MODEL")
+    return named_by("MOVEMENT_TEST_MODEL")
 
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """A folder with GLUE's files."""
-    return place("MOVEMENT_TEST_DATA")
+    return named_by("MOVEMENT_TEST_DATA")
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import ROOT
-from test_bad_input import digests, write_data, write_model
+from tiny import digests, write_data, write_model
 
 import export
 import files
