@@ -201,8 +201,8 @@ def draw_curves(path: Path, found: list[dict], everything: list[dict], figure_na
 def from_results(folder: Path, output: Path) -> None:
     """Figures 2, 3 and 5 of every CSV that has rows for them; settings are chosen on rows with
     --held-out, which are not results."""
-    files = {path.stem: [row for row in rows.read(path) if not row["held_out"]]
-             for path in sorted(folder.glob("*.csv")) if path.stem != "paper_runs"}
+    files = {path.stem: [row for row in rows.read(path) if row.get("held_out") == ""]
+             for path in sorted(folder.glob("*.csv"))}
     everything = [row for found in files.values() for row in found]
     for name, found in files.items():
         try:

@@ -7,10 +7,12 @@ results/sample-mnli.csv. Options after the name: methods=…, keep=… and tasks
 that are to be there, run or not; metric=… takes others than the first; by=lr,score_lr makes a line
 of each rate; any column of the CSV and a value (teacher= for none) chooses among its rows.
 paper_runs makes a table of the authors' runs, distilled=yes of those with a teacher; benchmark,
-one of results/benchmark.json, parts=… naming its parts.
+one of results/benchmark.json, parts=… naming its parts. With columns=… the rows of any CSV are shown
+as they are: <!-- table: sparse columns=batch,density,csr_ms model=MiniLM -->.
 """
 
 import json
+import os
 import re
 import statistics
 from pathlib import Path
@@ -187,6 +189,22 @@ def benchmark_table(path: Path, parts: list[str]) -> str:
         f"{result['precision']}; from `results/{path.name}`\n")
 
 
+def plain_table(found: list[dict], columns: list[str], name: str) -> str:
+    """Rows as they are, numbers rounded."""
+    def shown(cell: str) -> str:
+        try:
+            number = float(cell)
+        except ValueError:
+            return cell or "–"
+        return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
+
+    if not found:
+        return f"*{MISSING}*\n"
+    header = [column.replace("_", " ") for column in columns]
+    return render(header, [[shown(row[c]) for c in columns] for row in found]) + (
+        f"\nfrom `{os.path.normpath(f'results/{name}.csv')}`\n")
+
+
 # --------------------------------------------------------------------------------- the pages
 
 
@@ -208,8 +226,9 @@ def chosen(found: list[dict], filters: dict[str, str]) -> list[dict]:
 def table(name: str, options: dict[str, str], folder: Path) -> str:
     """The Markdown of one table."""
     options = dict(options)
-    methods, keeps, tasks, metric, by = ([v for v in options.pop(name, "").split(",") if v]
-                                         for name in ("methods", "keep", "tasks", "metric", "by"))
+    lists = ("methods", "keep", "tasks", "metric", "by", "columns")
+    methods, keeps, tasks, metric, by, columns = (
+        [v for v in options.pop(name, "").split(",") if v] for name in lists)
     keeps = [f"{float(keep):g}" for keep in keeps]  # as the CSV has them
     if name == "benchmark":
         return benchmark_table(folder / "benchmark.json", options["parts"].split(","))
@@ -217,6 +236,8 @@ def table(name: str, options: dict[str, str], folder: Path) -> str:
     if name == "paper_runs":
         return paper_table(found, keeps, tasks, options.get("distilled", "no"))
     found = chosen(found, options)
+    if columns:
+        return plain_table(found, columns, name)
     for column, wanted in (("method", methods), ("task", tasks)):
         found = [row for row in found if not wanted or row[column] in wanted]
     return results_table(found, name, methods, keeps, tasks, metric, by)

@@ -134,6 +134,15 @@ def test_a_benchmark_becomes_a_table(tmp_path):
     assert lines(made)[2] == ["memory", "l0", "2×8", "1.10", "3 MB"]
 
 
+def test_any_csv_as_it_is(tmp_path):
+    (tmp_path / "made.csv").write_text("model,density,csr_ms\nA,0.03,1234.5\nB,0.1,\n")
+    made = tables.table("made", {"columns": "density,csr_ms"}, tmp_path)
+    assert lines(made) == [["density", "csr ms"], ["---"] * 2, ["0.03", "1,234"], ["0.1", "–"]]
+    made = tables.table("made", {"columns": "density", "model": "B"}, tmp_path)
+    assert lines(made)[2:] == [["0.1"]]
+    assert "not run here" in tables.table("none", {"columns": "density"}, tmp_path)
+
+
 def test_fill_changes_what_is_between_markers_only(results):
     folder = results("made", [row()])
     text = "before\n<!-- table: made keep=0.1 -->\nold\n<!-- end -->\nafter <!-- end -->\n"
