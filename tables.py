@@ -7,8 +7,8 @@ results/sample-mnli.csv. Options after the name: methods=…, keep=… and tasks
 that are to be there, run or not; metric=… takes others than the first; by=lr,score_lr makes a line
 of each rate; any column of the CSV and a value (teacher= for none) chooses among its rows.
 paper_runs makes a table of the authors' runs, distilled=yes of those with a teacher; benchmark,
-one of results/benchmark.json, parts=… naming its parts. With columns=… the rows of any CSV are shown
-as they are: <!-- table: sparse columns=batch,density,csr_ms model=MiniLM -->.
+one of results/benchmark.json, parts=… naming its parts. With columns=… any CSV is shown
+as it is: <!-- table: sparse columns=batch,density,csr_ms model=MiniLM -->.
 """
 
 import json
