@@ -317,6 +317,10 @@ def size_table(weights, coded) -> dict[str, dict[str, int]]:
             lambda c: len(pack(c)), choose(weights, coded, values, embeddings))
         table[f"bound of {name}"] = row(
             lambda w, kinds=kinds: sum(bound(n, x, kinds[n]) for n, x in w.items()))
+    # --freeze weights: many tasks share the matrices and embeddings, and have the rest each
+    table["one task of many, weights frozen"] = row(
+        lambda c: sum(len(x.streams[0]) if is_matrix(n) else sum(map(len, x.streams))
+                      for n, x in c.items() if not is_embedding(n)), coded["float32"])
     return table
 
 

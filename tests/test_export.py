@@ -309,6 +309,9 @@ def test_the_command_writes_what_it_says(tmp_path, run_export):
     assert whole["dense float32"] == 4 * sum(x.numel() for x in plain.values())
     assert whole["zeros in place: model.safetensors"] >= whole["dense float32"]
     assert whole["compact int8"] < whole["compact bf16"] < whole["compact float32"]
+    masks = sizes["one task of many, weights frozen"]
+    assert masks["whole model"] == masks["without embeddings"] > masks["encoder's matrices"] > 0
+    assert masks["encoder's matrices"] < sizes["compact int8"]["encoder's matrices"]
     assert "Zeros in place make nothing smaller" in printed
     assert printed.splitlines()[-1] == f"next: python evaluate.py {made}"
     for row in whole:
