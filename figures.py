@@ -385,8 +385,9 @@ def main() -> None:
                         "(the tables alone: python tables.py)")
     plt.rcParams.update(LOOK)
     if args.run:
-        return from_runs(args.run, args.output)
-    from_results(args.results, args.output)
+        from_runs(args.run, args.output)
+    else:
+        from_results(args.results, args.output)
     for page in args.pages:
         tables.fill_file(page, args.results)
 
