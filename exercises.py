@@ -65,9 +65,9 @@ def check_number(exercise: int, text: str) -> str:
     off = answer - right()
     if not abs(off) <= tolerance:
         way = "too high" if off > 0 else "too low"
-        raise RunError(f"not yet: {answer:g} is {way}" if math.isfinite(off) else
-                       f"not yet: {answer:g} is no answer")
-    return f"right: {answer:g}"
+        raise RunError(f"not yet: {answer:.12g} is {way}" if math.isfinite(off) else
+                       f"not yet: {answer:.12g} is no answer")
+    return f"right: {answer:.12g}"
 
 
 def load_method(path: Path):

@@ -67,8 +67,7 @@ def summary(s, model, pruner, found, rows, features, held, run) -> dict:
 
 def describe(s, rows, features, held, model, pruner, fresh, folder, why) -> str:
     """The block that says what will happen before it happens."""
-    task, schedule = data.TASKS[s["task"]], pruner.schedule
-    T = schedule.T
+    task, T = data.TASKS[s["task"]], pruner.schedule.T
     kind = "spans" if task.span else f"{len(task.labels)} classes" if task.labels else "regression"
     source = {"sample": "generated sample; real rows: --data download or --data DIR",
               "download": "official files"}.get(s["data"], s["data"])
@@ -92,8 +91,6 @@ def describe(s, rows, features, held, model, pruner, fresh, folder, why) -> str:
         aim += f" · teacher {s['teacher']}, α {s['alpha']:g}, T {s['temperature']:g}"
     rates = f"learning rate {s['lr']:g}" + (
         f", scores {s['score_lr']:g}" if pruner.method.learned else "")
-    at = [0, schedule.t_i, (T + schedule.t_i - schedule.t_f) // 2, T - schedule.t_f, T]
-    plan = " → ".join(f"{schedule.keep(t, s['keep']):.3g} @ {t}" for t in at)
     windows = f" in {len(features):,} windows" if task.span else ""
     batch = f"batch {s['batch_size']}" + (
         f" in {s['grad_accum']} pieces" if s["grad_accum"] > 1 else "")
@@ -107,8 +104,8 @@ def describe(s, rows, features, held, model, pruner, fresh, folder, why) -> str:
                                                                         else ""),
         "new": ", ".join(fresh) + " (randomly initialised)" if fresh else "nothing",
         "method": f"{s['method']} · {aim} · {rates}",
-        "schedule": (f"kept @ step: {plan}" if pruner.masked else f"{T} steps")
-                    + f" · {batch} · {T * s['batch_size'] / len(features):.1f} epochs",
+        "schedule": f"{plan(pruner, s['keep'])} · {batch} · "
+                    f"{T * s['batch_size'] / len(features):.1f} epochs",
         "machine": f"{processes}{s['device']} · {torch.get_num_threads()} threads · "
                    f"{s['precision']} ({why})",
         "output": str(folder),
@@ -116,6 +113,19 @@ def describe(s, rows, features, held, model, pruner, fresh, folder, why) -> str:
     if getattr(rows, "unfound", 0):
         lines["note"] = f"{rows.unfound} answers are not where the file says; not trained on"
     return "\n".join(f"{name:9} {text}" for name, text in lines.items())
+
+
+def plan(pruner, keep: float) -> str:
+    """What the schedule sets, at a few steps."""
+    schedule, T = pruner.schedule, pruner.schedule.T
+    name, value = "kept", lambda t: schedule.keep(t, keep)
+    if hasattr(pruner.method, "tau_f"):
+        name, value = "τ", lambda t: schedule.tau(t, pruner.method.tau_f)
+    elif not pruner.method.ranked:
+        search = f", λ searched for from step {schedule.t_i}, found by {T - schedule.t_f}"
+        return f"{T} steps" + search * (pruner.control is not None)
+    at = [0, schedule.t_i, (T + schedule.t_i - schedule.t_f) // 2, T - schedule.t_f, T]
+    return f"{name} @ step: " + " → ".join(f"{value(t):.3g} @ {t}" for t in at)
 
 
 def result(metrics: dict, folder: Path) -> str:

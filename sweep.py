@@ -33,7 +33,8 @@ from report import duration
 HERE = Path(__file__).parent
 PATHS = ("--data", "--model", "--teacher")
 
-Run = namedtuple("Run", "words name key")  # train.py's arguments, a short name, the digest
+# train.py's arguments, a short name, the digest, and further flags that have several values
+Run = namedtuple("Run", "words name key also")
 Job = namedtuple("Job", "run process folder log git")  # a run under way
 
 
@@ -94,27 +95,28 @@ def deciding(s: dict) -> dict:
             if not idle.get(k) and v is not None and v is not False}
 
 
-def make_run(words: list[str]) -> Run:
+def make_run(words: list[str], also: str = "") -> Run:
     """Checks the words as train.py would; wrong ones end the program with its message."""
     s = settings.settings(settings.make_parser().parse_args(words))
     digest = hashlib.sha256(json.dumps(deciding(s), sort_keys=True).encode()).hexdigest()[:12]
     aim = f"λ{s['penalty']:g}" if s["penalty"] is not None else f"{s['keep']:g}"
     model = "" if s["model"] == "small" else "-" + re.sub("[/:]", "-", rows.place(s["model"]))
     name = f"{s['task']}{model}-{s['method']}-{aim}-s{s['seed']}"
-    return Run(words, name, digest)
+    return Run(words, name, digest, also)
 
 
 def combinations(args, rest: list[str]) -> list[Run]:
     """Every run, seeds outermost, so that an unfinished sweep has whole seeds; each only once."""
-    runs = {}
+    runs, further = {}, choices(rest)
     for seed, task, model, method, keep, *more in itertools.product(
-            args.seeds, args.task, args.models, args.methods, args.keep, *choices(rest)):
+            args.seeds, args.task, args.models, args.methods, args.keep, *further):
         words = ["--task", task, "--method", method, "--model", model, "--seed", seed]
         words += ["--keep", keep] if method != "dense" else []
         has_penalty = hasattr(masking.METHODS.get(method), "penalty")
         for flag in more:
             words += flag if has_penalty or flag[0] != "--penalty" else []
-        run = make_run(words)
+        also = "".join(f" {' '.join(flag)}" for flag, all_ in zip(more, further) if len(all_) > 1)
+        run = make_run(words, also)
         runs.setdefault(run.key, run)
     return list(runs.values())
 
@@ -196,8 +198,8 @@ def carry_out(runs: list[Run], args, scratch: Path) -> int:
                 good, text = finish(job, args)
                 done, failed = done + 1, failed + (not good)
                 left = duration((time.time() - began) / done * (len(runs) - done))
-                print(f"[{done}/{len(runs)}] {job.run.name} · {text} · about {left} left",
-                      flush=True)
+                print(f"[{done}/{len(runs)}] {job.run.name}{job.run.also} · {text} · about {left} "
+                      "left", flush=True)
     finally:
         end(jobs)
     return failed
