@@ -162,11 +162,14 @@ def estimate(s, features, model, pruner) -> str:
     entries = sum(m.W.numel() for m in pruner.matrices)
     scores = sum(S.numel() for S in pruner.scores())
     tokens = s["batch_size"] * float(features.lengths.mean())
-    piece = s["batch_size"] / s["grad_accum"] * int(features.lengths.max())
+    longest = int(features.lengths.max())
+    piece = s["batch_size"] / s["grad_accum"] * longest
     fixed = 4 * sum(p.numel() for p in model.parameters()) + 12 * trained  # gradient, Adam's two
     fixed += 16 * scores + (8 * entries if pruner.masked else 0)  # S and its own; W' and M
-    # what the backward pass needs of a token and layer: about 20 vectors of the model's width
-    activations = piece * c.num_hidden_layers * c.hidden_size * 20 * 4
+    # what the backward pass needs of a token and layer: about 20 vectors of the model's width, and
+    # the attention's weights and dropout mask
+    activations = piece * c.num_hidden_layers * (
+        c.hidden_size * 20 * 4 + c.num_attention_heads * longest * 8)
     # two operations a weight and token forward, four backward; half of the peak speed is usual
     work = 6 * entries * tokens * s["steps"]
     seconds = work / (0.5 * matmul_speed(s["device"], s["precision"], int(tokens), c.hidden_size))

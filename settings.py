@@ -4,6 +4,7 @@
 """
 
 import math
+import os
 from argparse import ArgumentTypeError
 from dataclasses import asdict, dataclass, replace
 
@@ -209,6 +210,8 @@ def choose_device(wanted: str) -> str:
 
 def choose_precision(wanted: str, device: str, width: int) -> tuple[str, str]:
     """→ (fp32 or bf16, why). Narrow matrices lose more to conversions than bf16 saves."""
+    # oneDNN keeps a program for each shape it has met: with batches of all lengths, hundreds
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     if wanted != "auto":
         return wanted, "as asked"
     if device.startswith("cuda"):
