@@ -12,18 +12,16 @@ import itertools
 import math
 import re
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 from tokenizers import (
+    BertWordPieceTokenizer,
     Tokenizer,
-    decoders,
     models,
     normalizers,
     pre_tokenizers,
-    processors,
     trainers,
 )
 from torch.nn import functional as F
@@ -67,18 +65,18 @@ def small_config(layers: int, width: int, vocab_size: int) -> bert.Config:
     )
 
 
-def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
+def train_tokenizer(texts: list[str]) -> Tokenizer:
     """BERT's lower-casing WordPiece, its vocabulary learned from `texts`."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=VOCABULARY, special_tokens=SPECIAL, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    cls, sep = (tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]"))
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))
-    return tokenizer
+    learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    learner.normalizer = normalizers.BertNormalizer(lowercase=True)
+    learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    # the library numbers ##a, ##b, … in an order that differs from run to run, and what it merges
+    # depends on these numbers: so they come first, as its special tokens do, in a fixed order
+    letters = sorted(c for c in set().union(*map(str.lower, texts)) if c.isalnum())
+    learner.train_from_iterator(texts, trainers.WordPieceTrainer(
+        vocab_size=VOCABULARY, special_tokens=SPECIAL + [f"##{c}" for c in letters],
+        show_progress=False))
+    return Tokenizer.from_str(BertWordPieceTokenizer(learner.get_vocab()).to_str())
 
 
 def mask_tokens(batch: dict, vocab_size: int, mask_id: int):
@@ -128,7 +126,7 @@ def train(features: data.Features, tokenizer: Tokenizer, layers: int, width: int
 
 def make(folder: Path, layers: int, width: int, steps: int) -> None:
     texts = list(sample_data.pretraining_text(DOCUMENTS))
-    tokenizer = train_tokenizer(" ".join(text) for text in texts)
+    tokenizer = train_tokenizer([" ".join(text) for text in texts])
     rows = data.Rows(texts, np.zeros(len(texts), dtype=np.int64))
     model = train(data.encode(rows, tokenizer, 64), tokenizer, layers, width, steps)
     bert.save(model, folder)

@@ -21,7 +21,7 @@ def text():
 
 @pytest.fixture(scope="module")
 def tokenizer(text):
-    return pretrain.train_tokenizer(" ".join(document) for document in text)
+    return pretrain.train_tokenizer([" ".join(document) for document in text])
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,12 @@ def test_vocabulary_is_berts_kind(tokenizer):
     assert one.tokens[0] == "[CLS]" and one.tokens.count("[SEP]") == 2
     assert one.type_ids[0] == 0 and one.type_ids[-1] == 1
     assert "[UNK]" not in one.tokens
+
+
+def test_vocabulary_is_the_same_in_every_run(text, tokenizer):
+    texts = [" ".join(document) for document in text]
+    for _ in range(3):
+        assert pretrain.train_tokenizer(texts).to_str() == tokenizer.to_str()
 
 
 def test_masking_shares(tokenizer):
