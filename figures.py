@@ -172,8 +172,9 @@ def same_task(group: list[dict], everything: list[dict]) -> list[dict]:
             and all(r[name] == first[name] for name in alike)]
 
 
-def draw_curves(path: Path, found: list[dict], everything: list[dict], figure_name: str) -> None:
-    """One picture: a panel for each task, data and model."""
+def draw_curves(path: Path, found: list[dict], reference, figure_name: str) -> None:
+    """One picture: a panel for each task, data and model; `reference`: a panel's rows → dense ones.
+    """
     column, unit, x_name = X_AXES[figure_name]
     parts = groups(found)
     figure, axes = panels(len(parts))
@@ -183,7 +184,7 @@ def draw_curves(path: Path, found: list[dict], everything: list[dict], figure_na
         metric, xs = tables.first_metric(part), []
         for label, own in one.items():
             xs += curve(axis, label, dash[label], own, metric, column, unit)
-        dense = same_task(part, everything)
+        dense = reference(part)
         if column == "density":
             own = [row for row in dense if row["model"] == part[0]["model"]]
             dense_line(axis, tables.values(own, metric))
@@ -192,7 +193,7 @@ def draw_curves(path: Path, found: list[dict], everything: list[dict], figure_na
             dense_models(axis, dense, metric, column)
             count_axis(axis)
         model = part[0]["model"].split("/")[-1]
-        axis.set(title=f"{part[0]['task']} · {part[0]['data']} · {model}", xlabel=x_name,
+        axis.set(title=f"{part[0]['task']} · {part[0]['data']}\n{model}", xlabel=x_name,
                  ylabel=metric.replace("_", " ") + " (%)")
     legend(figure, axes)
     save(figure, path)
@@ -220,13 +221,17 @@ def one_file(name: str, found: list[dict], everything: list[dict], output: Path)
         row["scope"] == "local" or row not in ranked)]
     taught = [row for row in pruned if row["teacher"]]
     sizes = {row["model"] for row in found if row["method"] == "dense"}
+
+    def dense(part):  # of the same file, where it has any
+        return same_task(part, found) or same_task(part, everything)
+
     if len({row["density"] for row in plain}) > 1:
         for figure_name in X_AXES if len(sizes) > 1 else ["figure2"]:
-            draw_curves(output / f"{figure_name}-{name}", plain, everything, figure_name)
+            draw_curves(output / f"{figure_name}-{name}", plain, dense, figure_name)
     if len({row["density"] for row in taught}) > 1:
-        draw_curves(output / f"figure3-{name}", taught, everything, "figure2")
+        draw_curves(output / f"figure3-{name}", taught, dense, "figure2")
     if len({row["scope"] for row in ranked}) > 1:
-        draw_curves(output / f"figure5-{name}", ranked, everything, "figure2")
+        draw_curves(output / f"figure5-{name}", ranked, dense, "figure2")
 
 
 # -------------------------------------------------------------------------- the paper's runs
