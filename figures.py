@@ -163,18 +163,19 @@ def groups(found: list[dict]) -> list[list[dict]]:
     return [[r for r in found if (r["task"], r["data"], r["model"]) == key] for key in keys]
 
 
-def same_task(group: list[dict], everything: list[dict]) -> list[dict]:
-    """Dense rows of any pretrained model that did the same task on as many of the same rows."""
+def same_task(group: list[dict], sources: list[list[dict]]) -> list[dict]:
+    """Dense rows of any pretrained model that did the same task on as many of the same rows, from
+    the first of the sources that has some."""
     alike = ("task", "data", "train_rows", "eval_rows", "held_out", "precision")
     first = group[0]
-    return [r for r in everything if r["method"] == "dense" and not r["teacher"]
-            and not r["model"].startswith("untrained")
-            and all(r[name] == first[name] for name in alike)]
+    found = ([r for r in source if r["method"] == "dense" and not r["teacher"]
+              and not r["model"].startswith("untrained")
+              and all(r[name] == first[name] for name in alike)] for source in sources)
+    return next(filter(None, found), [])
 
 
-def draw_curves(path: Path, found: list[dict], reference, figure_name: str) -> None:
-    """One picture: a panel for each task, data and model; `reference`: a panel's rows → dense ones.
-    """
+def draw_curves(path: Path, found: list[dict], sources, figure_name: str) -> None:
+    """One picture: a panel for each task, data and model."""
     column, unit, x_name = X_AXES[figure_name]
     parts = groups(found)
     figure, axes = panels(len(parts))
@@ -184,7 +185,7 @@ def draw_curves(path: Path, found: list[dict], reference, figure_name: str) -> N
         metric, xs = tables.first_metric(part), []
         for label, own in one.items():
             xs += curve(axis, label, dash[label], own, metric, column, unit)
-        dense = reference(part)
+        dense = same_task(part, sources)
         if column == "density":
             own = [row for row in dense if row["model"] == part[0]["model"]]
             dense_line(axis, tables.values(own, metric))
@@ -221,10 +222,7 @@ def one_file(name: str, found: list[dict], everything: list[dict], output: Path)
         row["scope"] == "local" or row not in ranked)]
     taught = [row for row in pruned if row["teacher"]]
     sizes = {row["model"] for row in found if row["method"] == "dense"}
-
-    def dense(part):  # of the same file, where it has any
-        return same_task(part, found) or same_task(part, everything)
-
+    dense = [found, everything]
     if len({row["density"] for row in plain}) > 1:
         for figure_name in X_AXES if len(sizes) > 1 else ["figure2"]:
             draw_curves(output / f"{figure_name}-{name}", plain, dense, figure_name)

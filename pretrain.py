@@ -16,14 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import (
-    BertWordPieceTokenizer,
-    Tokenizer,
-    models,
-    normalizers,
-    pre_tokenizers,
-    trainers,
-)
+from tokenizers import BertWordPieceTokenizer, Tokenizer
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -67,15 +60,13 @@ def small_config(layers: int, width: int, vocab_size: int) -> bert.Config:
 
 def train_tokenizer(texts: list[str]) -> Tokenizer:
     """BERT's lower-casing WordPiece, its vocabulary learned from `texts`."""
-    learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    learner.normalizer = normalizers.BertNormalizer(lowercase=True)
-    learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     # the library numbers ##a, ##b, … in an order that differs from run to run, and what it merges
     # depends on these numbers: so they come first, as its special tokens do, in a fixed order
     letters = sorted(c for c in set().union(*map(str.lower, texts)) if c.isalnum())
-    learner.train_from_iterator(texts, trainers.WordPieceTrainer(
-        vocab_size=VOCABULARY, special_tokens=SPECIAL + [f"##{c}" for c in letters],
-        show_progress=False))
+    learner = BertWordPieceTokenizer()
+    learner.train_from_iterator(
+        texts, VOCABULARY, min_frequency=0, show_progress=False,
+        special_tokens=SPECIAL + [f"##{c}" for c in letters])
     return Tokenizer.from_str(BertWordPieceTokenizer(learner.get_vocab()).to_str())
 
 

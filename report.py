@@ -118,12 +118,15 @@ def describe(s, rows, features, held, model, pruner, fresh, folder, why) -> str:
 def plan(pruner, keep: float) -> str:
     """What the schedule sets, at a few steps."""
     schedule, T = pruner.schedule, pruner.schedule.T
-    name, value = "kept", lambda t: schedule.keep(t, keep)
-    if hasattr(pruner.method, "tau_f"):
+    if pruner.method.ranked:
+        name, value = "kept", lambda t: schedule.keep(t, keep)
+    elif hasattr(pruner.method, "tau_f"):
         name, value = "τ", lambda t: schedule.tau(t, pruner.method.tau_f)
-    elif not pruner.method.ranked:
-        search = f", λ searched for from step {schedule.t_i}, found by {T - schedule.t_f}"
-        return f"{T} steps" + search * (pruner.control is not None)
+    elif pruner.control:
+        return (f"{T} steps, λ searched for from step {schedule.t_i}, found by "
+                f"{T - schedule.t_f}")
+    else:
+        return f"{T} steps"
     at = [0, schedule.t_i, (T + schedule.t_i - schedule.t_f) // 2, T - schedule.t_f, T]
     return f"{name} @ step: " + " → ".join(f"{value(t):.3g} @ {t}" for t in at)
 
@@ -174,8 +177,8 @@ def estimate(s, features, model, pruner) -> str:
     work = 6 * entries * tokens * s["steps"]
     seconds = work / (0.5 * matmul_speed(s["device"], s["precision"], int(tokens), c.hidden_size))
     return (f"dry run   {s['steps']:,} steps of {tokens:,.0f} tokens · memory about "
-            f"{(fixed + activations) / 1e9:.1f} GB ({fixed / 1e9:.1f} for weights and optimiser) · "
-            f"time about {duration(seconds)} on this machine · nothing was trained")
+            f"{(fixed + activations) / 1e9:.1f} GB ({fixed / 1e9:.1f} for weights and optimiser)"
+            f" · time about {duration(seconds)} on this machine · nothing was trained")
 
 
 def duration(seconds: float) -> str:

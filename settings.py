@@ -16,6 +16,10 @@ import masking
 import pretrain
 from files import UserError
 
+# oneDNN keeps a program for each shape it has met: with batches of all lengths, hundreds. It reads
+# this at its first product, so before there is any model.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
 DESCRIPTION = """Fine-prune BERT (Sanh, Wolf, Rush 2020).
 
   python train.py                                      movement pruning to 10 % on generated NLI
@@ -210,8 +214,6 @@ def choose_device(wanted: str) -> str:
 
 def choose_precision(wanted: str, device: str, width: int) -> tuple[str, str]:
     """→ (fp32 or bf16, why). Narrow matrices lose more to conversions than bf16 saves."""
-    # oneDNN keeps a program for each shape it has met: with batches of all lengths, hundreds
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     if wanted != "auto":
         return wanted, "as asked"
     if device.startswith("cuda"):

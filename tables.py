@@ -11,7 +11,6 @@ one of results/benchmark.json, parts=… naming its parts. With columns=… any 
 as it is: <!-- table: sparse columns=batch,density,csr_ms model=MiniLM -->.
 """
 
-import json
 import os
 import re
 import statistics
@@ -22,7 +21,7 @@ import numpy as np
 import cli
 import masking
 import rows
-from files import UserError, run_main, write_atomically
+from files import UserError, read_json, run_main, write_atomically
 
 HERE = Path(__file__).parent
 PAGES = [HERE / "README.md", HERE / "results" / "README.md"]
@@ -176,7 +175,7 @@ def interpolated(found: list[dict], keep: float, metric: str) -> float:
 
 def benchmark_table(path: Path, parts: list[str]) -> str:
     """Two steps or epochs compared: the median of their ratio, and its range over the rounds."""
-    result, body = json.loads(path.read_text(encoding="utf-8")), []
+    result, body = read_json(path), []
     for row in result["rows"]:
         if row["part"] in parts:
             spread = f" ({row['low']:.2f} to {row['high']:.2f})" if "low" in row else ""
@@ -226,12 +225,12 @@ def chosen(found: list[dict], filters: dict[str, str]) -> list[dict]:
 def table(name: str, options: dict[str, str], folder: Path) -> str:
     """The Markdown of one table."""
     options = dict(options)
-    lists = ("methods", "keep", "tasks", "metric", "by", "columns")
-    methods, keeps, tasks, metric, by, columns = (
+    lists = ("methods", "keep", "tasks", "metric", "by", "columns", "parts")
+    methods, keeps, tasks, metric, by, columns, parts = (
         [v for v in options.pop(name, "").split(",") if v] for name in lists)
     keeps = [f"{float(keep):g}" for keep in keeps]  # as the CSV has them
     if name == "benchmark":
-        return benchmark_table(folder / "benchmark.json", options["parts"].split(","))
+        return benchmark_table(folder / "benchmark.json", parts)
     found = rows.read(folder / f"{name}.csv")
     if name == "paper_runs":
         return paper_table(found, keeps, tasks, options.get("distilled", "no"))
