@@ -21,7 +21,7 @@ class PenaltyControl:
     """
 
     start, gain, fastest = 0.5, 10.0, 0.06
-    state = ("pull", "speed", "task", "q", "pace")  # what changes from step to step
+    state = ("pull", "speed", "task", "q", "pace", "wanted")  # what changes from step to step
 
     def __init__(self, v: float, method, schedule):
         self.v, self.method, self.schedule = v, method, schedule
@@ -31,6 +31,7 @@ class PenaltyControl:
         self.task = 0.0  # the task's gradient of a score, rms
         self.q = None
         self.pace = None  # the speed wanted at first
+        self.wanted = 0.0  # the speed wanted now
         self.near = Cut()
 
     def state_dict(self) -> dict:
@@ -59,6 +60,9 @@ class PenaltyControl:
             reach = lr * left * (1 - left / 2 / max(left, self.schedule.T - t))
             wanted = max(-1.0, min(1.0, (self.method.cut - self.q) / reach))
             self.pace = self.pace or max(abs(wanted), 1e-3)
+            if max(self.wanted, wanted) < 0:  # the speed goes with the pull: do not wait for errors
+                self.pull *= min(2.0, wanted / self.wanted)
+            self.wanted = wanted
             # errors count in units of the pace, or a short way would be run too fast
             error = max(-2.0, min(2.0, (self.speed - wanted) / self.pace))
             self.pull *= math.exp(min(self.gain / self.ramp, self.fastest) * error)
