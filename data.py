@@ -1,4 +1,4 @@
-"""From rows to batches: the table of tasks, readers, tokens, bucketed batches, metrics.
+"""From rows to batches: the table of tasks, readers, tokens, bucketed batches.
 
     rows = data.read(data.TASKS["mnli"], Path("glue"), "train")
     features = data.encode(rows, tokenizer, max_length=128)
@@ -24,50 +24,8 @@ import torch
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 from tqdm import tqdm
 
+import metrics
 from files import RunError, UserError, cached, read_json
-
-# ------------------------------------------------------------------------------- metrics
-#
-# Each takes predictions and labels, both of shape (rows,), and gives values of 0 to 100.
-
-
-def accuracy(p, y):
-    return {"accuracy": 100 * float(np.mean(p == y))}
-
-
-def f1(p, y):
-    """F1 of the positive class, 1; zero where nothing is right."""
-    right = np.sum((p == 1) & (y == 1))
-    return {"f1": 100 * 2 * float(right) / max(1.0, float(np.sum(p == 1) + np.sum(y == 1)))}
-
-
-def accuracy_and_f1(p, y):
-    return accuracy(p, y) | f1(p, y)
-
-
-def matthews(p, y):
-    """Matthews' correlation, which is Pearson's for two binary variables."""
-    return {"matthews_correlation": pearson(p, y)}
-
-
-def pearson(p, y):
-    """Zero where either is constant, as there is no correlation to speak of."""
-    if np.ptp(p) == 0 or np.ptp(y) == 0:
-        return 0.0
-    p, y = p - np.mean(p, dtype=np.float64), y - np.mean(y, dtype=np.float64)
-    return 100 * float(np.sum(p * y) / np.sqrt(np.sum(p * p) * np.sum(y * y)))
-
-
-def ranks(x):
-    """Ranks from 1, ties sharing their mean rank."""
-    _, where, counts = np.unique(x, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[where]
-
-
-def pearson_and_spearman(p, y):
-    return {"pearson": pearson(p, y), "spearman": pearson(ranks(p), ranks(y))}
-
 
 # --------------------------------------------------------------------------------- tasks
 
@@ -102,17 +60,17 @@ MNLI_DEV = (("_matched", "dev_matched.tsv"), ("_mismatched", "dev_mismatched.tsv
 
 TASKS = {
     "mnli": Task("MNLI", PAIR, "gold_label", ("contradiction", "entailment", "neutral"),
-                 accuracy, MNLI_DEV, unlabelled="-"),
-    "qqp": Task("QQP", ("question1", "question2"), "is_duplicate", YES_NO, accuracy_and_f1,
+                 metrics.accuracy, MNLI_DEV, unlabelled="-"),
+    "qqp": Task("QQP", ("question1", "question2"), "is_duplicate", YES_NO, metrics.accuracy_and_f1,
                 torn=True),
-    "sst2": Task("SST-2", ("sentence",), "label", YES_NO, accuracy),
-    "qnli": Task("QNLI", ("question", "sentence"), "label", NLI, accuracy),
-    "rte": Task("RTE", PAIR, "label", NLI, accuracy),
-    "wnli": Task("WNLI", PAIR, "label", YES_NO, accuracy),
-    "mrpc": Task("MRPC", ("#1 String", "#2 String"), "Quality", YES_NO, accuracy_and_f1),
-    "cola": Task("CoLA", ("sentence",), "label", YES_NO, matthews,
+    "sst2": Task("SST-2", ("sentence",), "label", YES_NO, metrics.accuracy),
+    "qnli": Task("QNLI", ("question", "sentence"), "label", NLI, metrics.accuracy),
+    "rte": Task("RTE", PAIR, "label", NLI, metrics.accuracy),
+    "wnli": Task("WNLI", PAIR, "label", YES_NO, metrics.accuracy),
+    "mrpc": Task("MRPC", ("#1 String", "#2 String"), "Quality", YES_NO, metrics.accuracy_and_f1),
+    "cola": Task("CoLA", ("sentence",), "label", YES_NO, metrics.matthews,
                  header=("source", "label", "star", "sentence")),
-    "stsb": Task("STS-B", PAIR, "score", (), pearson_and_spearman),
+    "stsb": Task("STS-B", PAIR, "score", (), metrics.pearson_and_spearman),
     "squad": Task("SQuAD", (), "", (), None, (("", "dev-v1.1.json"),), span=True),
 }
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import data
+import metrics
 from files import UserError
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "d", "##x", "ab", "é", "e"]
@@ -33,30 +34,30 @@ def rows_of(*texts):
 
 def test_metrics_by_hand():
     p, y = np.array([1, 1, 0, 1]), np.array([1, 0, 0, 1])
-    assert data.accuracy(p, y) == {"accuracy": 75.0}
-    assert data.f1(p, y)["f1"] == pytest.approx(80.0)  # precision 2/3, recall 1
-    assert data.matthews(p, y)["matthews_correlation"] == pytest.approx(100 / 3**0.5)
-    assert data.ranks(np.array([3.0, 1.0, 3.0, 2.0])).tolist() == [3.5, 1, 3.5, 2]
+    assert metrics.accuracy(p, y) == {"accuracy": 75.0}
+    assert metrics.f1(p, y)["f1"] == pytest.approx(80.0)  # precision 2/3, recall 1
+    assert metrics.matthews(p, y)["matthews_correlation"] == pytest.approx(100 / 3**0.5)
+    assert metrics.ranks(np.array([3.0, 1.0, 3.0, 2.0])).tolist() == [3.5, 1, 3.5, 2]
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("n", [2, 3, 40, 1043])
 @pytest.mark.parametrize("seed", range(5))
 def test_metrics_equal_scikit_learn_and_scipy(n, seed):
-    metrics = pytest.importorskip("sklearn.metrics")
+    theirs = pytest.importorskip("sklearn.metrics")
     stats = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng([n, seed])
     y, p = rng.integers(0, 2, n), rng.integers(0, 2, n)
     p[y == 1] |= rng.random(np.sum(y == 1)) < seed / 5
-    assert data.accuracy(p, y)["accuracy"] == pytest.approx(100 * metrics.accuracy_score(y, p))
-    assert data.f1(p, y)["f1"] == pytest.approx(100 * metrics.f1_score(y, p, zero_division=0))
-    assert data.matthews(p, y)["matthews_correlation"] == pytest.approx(
-        100 * metrics.matthews_corrcoef(y, p))
+    assert metrics.accuracy(p, y)["accuracy"] == pytest.approx(100 * theirs.accuracy_score(y, p))
+    assert metrics.f1(p, y)["f1"] == pytest.approx(100 * theirs.f1_score(y, p, zero_division=0))
+    assert metrics.matthews(p, y)["matthews_correlation"] == pytest.approx(
+        100 * theirs.matthews_corrcoef(y, p))
     # STS-B: labels in steps of 0.2, so with ties; predictions near a constant, and with ties too
     y = (rng.integers(0, 26, n) / 5).astype(np.float32)
     p = (2.5 + 1e-3 * (y - 2.5) + 1e-3 * rng.standard_normal(n).round(seed)).astype(np.float32)
     y[:2], p[:2] = (5.0, 1.0), (2.0, 2.5)
-    found = data.pearson_and_spearman(p, y)
+    found = metrics.pearson_and_spearman(p, y)
     assert found["pearson"] == pytest.approx(
         100 * stats.pearsonr(p.astype(float), y.astype(float)).statistic)
     assert found["spearman"] == pytest.approx(100 * stats.spearmanr(p, y).statistic)
@@ -65,11 +66,11 @@ def test_metrics_equal_scikit_learn_and_scipy(n, seed):
 @pytest.mark.parametrize("p", [np.zeros(7, int), np.ones(7, int)])
 def test_constant_predictions(p):
     y = np.array([0, 1, 1, 0, 1, 0, 0])
-    assert data.matthews(p, y)["matthews_correlation"] == 0
-    assert data.f1(p, y)["f1"] == pytest.approx(60.0 if p[0] else 0.0)  # 2 · 3 / (7 + 3)
-    assert data.f1(p, np.zeros(7, int))["f1"] == 0
+    assert metrics.matthews(p, y)["matthews_correlation"] == 0
+    assert metrics.f1(p, y)["f1"] == pytest.approx(60.0 if p[0] else 0.0)  # 2 · 3 / (7 + 3)
+    assert metrics.f1(p, np.zeros(7, int))["f1"] == 0
     values = np.full(7, 0.1, np.float32)  # whose mean is not exactly 0.1
-    assert data.pearson_and_spearman(values, values) == {"pearson": 0.0, "spearman": 0.0}
+    assert metrics.pearson_and_spearman(values, values) == {"pearson": 0.0, "spearman": 0.0}
 
 
 # -------------------------------------------------------------------------------- tokens

@@ -1,0 +1,44 @@
+"""GLUE's official metrics (Wang et al. 2018, Table 1).
+
+Each takes predictions and labels, both of shape (rows,), and gives values of 0 to 100.
+"""
+
+import numpy as np
+
+
+def accuracy(p, y):
+    return {"accuracy": 100 * float(np.mean(p == y))}
+
+
+def f1(p, y):
+    """F1 of the positive class, 1; zero where nothing is right."""
+    right = np.sum((p == 1) & (y == 1))
+    return {"f1": 100 * 2 * float(right) / max(1.0, float(np.sum(p == 1) + np.sum(y == 1)))}
+
+
+def accuracy_and_f1(p, y):
+    return accuracy(p, y) | f1(p, y)
+
+
+def matthews(p, y):
+    """Matthews' correlation, which is Pearson's for two binary variables."""
+    return {"matthews_correlation": pearson(p, y)}
+
+
+def pearson(p, y):
+    """Zero where either is constant, as there is no correlation to speak of."""
+    if np.ptp(p) == 0 or np.ptp(y) == 0:
+        return 0.0
+    p, y = p - np.mean(p, dtype=np.float64), y - np.mean(y, dtype=np.float64)
+    return 100 * float(np.sum(p * y) / np.sqrt(np.sum(p * p) * np.sum(y * y)))
+
+
+def ranks(x):
+    """Ranks from 1, ties sharing their mean rank."""
+    _, where, counts = np.unique(x, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[where]
+
+
+def pearson_and_spearman(p, y):
+    return {"pearson": pearson(p, y), "spearman": pearson(ranks(p), ranks(y))}
