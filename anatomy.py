@@ -5,8 +5,6 @@
 W0 is a pretrained matrix, W the fine-tuned one (where it is pruned, too), M its mask, S its scores.
 """
 
-import csv
-import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ import safetensors.numpy
 
 import bert
 import train
-from files import UserError, read_json, write_atomically
+from files import UserError, read_json
 
 MATRICES = {  # Hugging Face's name inside a layer → the paper's
     "attention.self.query": "query", "attention.self.key": "key", "attention.self.value": "value",
@@ -181,12 +179,3 @@ def text(a: Anatomy, found: list[dict]) -> str:
     lines.append(f"{100 * whole['came_back']:.2f} % of the weights ever pruned came back"
                  if "came_back" in whole else "no record of which pruned weights came back")
     return "\n".join(lines)
-
-
-def write_csv(path: Path, found: list[dict]) -> None:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
-                     for row in found)
-    write_atomically(path, out.getvalue())

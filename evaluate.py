@@ -109,8 +109,8 @@ def write_predictions(args, model, task, tokenizer, s, order) -> None:
     print(f"{len(rows):,} rows → {out}")
 
 
-def main() -> None:
-    args = make_parser().parse_args()
+def prepare(args):
+    """→ settings, task, model, the order of its classes, tokenizer; all checked."""
     s = settings(args)
     task = data.TASKS[s["task"]]
     model, order = distill.load_fine_tuned(args.folder, task)
@@ -118,6 +118,18 @@ def main() -> None:
     s["max_length"] = min(s["max_length"], model.bert.config.max_position_embeddings)
     train.check_fits(model.bert.config, tokenizer, args.folder, task, s["max_length"])
     s["precision"] = choose_precision(s["precision"], s["device"], model.bert.config.hidden_size)[0]
+    return s, task, model, order, tokenizer
+
+
+def held_rows(s: dict, task: data.Task, tokenizer) -> dict:
+    """Evaluation split → (rows, features)."""
+    _, splits = train.load_rows(s, task)
+    return {k: (r, train.encode(task, r, tokenizer, s)) for k, r in splits.items()}
+
+
+def main() -> None:
+    args = make_parser().parse_args()
+    s, task, model, order, tokenizer = prepare(args)
     if args.sparse:
         s["precision"], s["device"] = "fp32", "cpu"
         print(f"{sparse.sparsify(model.cpu())} matrices are multiplied sparsely; the others are "
@@ -125,8 +137,7 @@ def main() -> None:
     print(f"{args.folder} · {s['task']} · {s['device']}, {s['precision']}")
     if args.predict:
         return write_predictions(args, model, task, tokenizer, s, order)
-    _, splits = train.load_rows(s, task)
-    held = {k: (r, train.encode(task, r, tokenizer, s)) for k, r in splits.items()}
+    held = held_rows(s, task, tokenizer)
     began = time.perf_counter()
     metrics, predicted = train.evaluate(model, task, held, s, order)
     seconds = time.perf_counter() - began

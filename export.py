@@ -4,48 +4,17 @@
     python export.py RUN --values int8                weights in one byte each, with a scale a row
     python export.py RUN --values int8 --restore DIR  and the model that this file holds, as a
                                                       folder for evaluate.py
+    python export.py RUN --csv FILE                   sizes, and what each way of storing costs
 
 RUN/export holds the Hugging Face folder (config.json, model.safetensors, tokenizer files, and
-run.json, from which evaluate.py knows the task), model.sparse and the size table, sizes.json.
-Everywhere here MB is 10⁶ bytes.
-
-model.sparse, start to end (integers are little-endian):
-
-    8 bytes   "SPARSE-1"
-    32 bytes  SHA-256 of all that follows
-    4 bytes   length of the header
-    header    JSON: a list with one record for each tensor
-    streams   three for each tensor, in the header's order: positions, scales, values
-
-The header and every stream are DEFLATE data (RFC 1951) without wrapping. A record is
-{"name", "shape", "positions", "values", "bytes": [lengths of the three streams]}. A tensor's
-entries are taken row after row, and those whose bits are not all zero are stored (so −0.0 is):
-
-  positions "gaps"    A byte b < 255: skip b entries, then comes a stored one. 255: skip 255.
-            "bitmap"  One bit an entry, 1 where stored, the highest bit of a byte first.
-            "all"     An empty stream: every entry is stored, zeros too.
-  values    "float32" The stored entries, as they are.
-            "bf16"    Their upper two bytes, rounded.
-            "int8"    Whole numbers c from −127 to 127; an entry is c times the scale of its row.
-                      Scales, one a row, are bf16; the other kinds have none.
-            All first bytes come first (the lowest), then all second bytes, and so on.
-
-Why this is small. Gaps between the entries of a random mask are geometrically distributed, and
-for such numbers a Huffman code comes within about 1 % of the entropy; DEFLATE is told to use
-nothing else. Splitting values by bytes lets it find that signs and exponents repeat.
+run.json, from which evaluate.py knows the task), model.sparse (see compact.py) and the size table,
+sizes.json. Everywhere here MB is 10⁶ bytes.
 """
 
 import gzip
-import hashlib
-import io
-import json
 import math
-import struct
-import zlib
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import safetensors.torch
 import torch
 
@@ -53,8 +22,12 @@ import bert
 import cli
 import data
 import distill
+import evaluate
 import masking
+import rows
 import runs
+import train
+from compact import KINDS, Coded, decode, encode, load_sparse, pack
 from files import (
     UserError,
     check_writable,
@@ -65,194 +38,6 @@ from files import (
     write_atomically,
     write_json,
 )
-
-KINDS = {"float32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
-MAGIC = b"SPARSE-1"
-START = struct.Struct("<8s32sI")
-MOST_ENTRIES = 2**29  # of all tensors together; BERT-large has 2**28.3
-
-# ------------------------------------------------------------------------- bytes and positions
-
-
-def squeeze(plain: bytes) -> bytes:
-    """DEFLATE with Huffman coding alone: searching for repeats only costs where there are none."""
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
-    return packer.compress(plain) + packer.flush()
-
-
-def unsqueeze(stream: bytes, most: int) -> bytes:
-    """Undo `squeeze`; refuses what is broken, or longer than `most` bytes."""
-    unpacker = zlib.decompressobj(-15)
-    found = unpacker.decompress(stream, most + 1)
-    need(len(found) <= most and unpacker.eof and not unpacker.unused_data, "a broken stream")
-    return found
-
-
-def need(condition: bool, what: str) -> None:
-    if not condition:
-        raise ValueError(what)
-
-
-def to_gaps(stored: np.ndarray) -> bytes:
-    """(n,) bool → gap bytes: 255 for each 255 entries skipped, then the rest."""
-    gaps = np.diff(np.flatnonzero(stored), prepend=-1) - 1
-    ends = np.cumsum(gaps // 255 + 1)  # where each gap's last byte lies
-    found = np.full(ends[-1] if len(ends) else 0, 255, np.uint8)
-    found[ends - 1] = gaps % 255
-    return found.tobytes()
-
-
-def from_gaps(plain: bytes, n: int) -> np.ndarray:
-    """Gap bytes → (n,) bool."""
-    gaps = np.frombuffer(plain, np.uint8)
-    ends = gaps < 255
-    positions = np.cumsum(gaps, dtype=np.int64)[ends] + np.arange(ends.sum())
-    need(len(positions) == 0 or positions[-1] < n, "a position outside its tensor")
-    stored = np.zeros(n, bool)
-    stored[positions] = True
-    return stored
-
-
-def to_planes(raw: np.ndarray) -> bytes:
-    """(k, width) uint8, the bytes of k numbers → all first bytes, then all second ones …"""
-    return squeeze(raw.T.tobytes())
-
-
-def from_planes(stream: bytes, k: int, width: int) -> np.ndarray:
-    plain = unsqueeze(stream, k * width)
-    need(len(plain) == k * width, "fewer values than positions")
-    return np.frombuffer(plain, np.uint8).reshape(width, k).T.copy()
-
-
-# ---------------------------------------------------------------------- one tensor, in and out
-
-
-@dataclass
-class Coded:
-    """A tensor as model.sparse holds it; streams are positions, scales, values."""
-
-    shape: list[int]
-    values: str
-    positions: str
-    streams: tuple[bytes, bytes, bytes]
-
-
-def quantise(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(rows, …) → int8 codes (rows, entries of a row), bf16 scales (rows)."""
-    x = x.reshape(len(x), -1)
-    scales = x.abs().amax(1) / 127
-    # bf16 is the upper half of float32; rounded up, so that no code passes 127
-    scales = (scales.view(torch.int32) + 0xFFFF >> 16).to(torch.int16).view(torch.bfloat16)
-    step = scales.float()[:, None]
-    codes = torch.where(step > 0, x / step, 0.0).round().clamp(-127, 127).to(torch.int8)
-    return codes, scales
-
-
-def raw_bytes(x: torch.Tensor) -> np.ndarray:
-    """n numbers → (n, width) uint8, the lowest byte first."""
-    return x.reshape(-1, 1).view(torch.uint8).numpy()
-
-
-def encode(x: torch.Tensor, values: str) -> Coded:
-    """A float32 tensor in the smallest of the three codings of positions."""
-    shape, scales = list(x.shape), torch.empty(0, dtype=torch.bfloat16)
-    if values == "int8":
-        x, scales = quantise(x)
-    raw = raw_bytes(x.to(KINDS[values]))
-    stored = raw.any(1)
-    tried = {"all": (b"", to_planes(raw))}
-    if not stored.all():
-        some = to_planes(raw[stored])
-        tried["bitmap"] = (squeeze(np.packbits(stored).tobytes()), some)
-        tried["gaps"] = (squeeze(to_gaps(stored)), some)
-    best = min(tried, key=lambda name: sum(map(len, tried[name])))
-    where, what = tried[best]
-    return Coded(shape, values, best, (where, to_planes(raw_bytes(scales)), what))
-
-
-def read_positions(c: Coded, n: int) -> np.ndarray:
-    """(n,) bool: where an entry is stored."""
-    if c.positions == "gaps":
-        return from_gaps(unsqueeze(c.streams[0], 2 * n), n)
-    if c.positions == "bitmap":
-        bits = unsqueeze(c.streams[0], -(-n // 8))
-        need(len(bits) == -(-n // 8), "a bitmap of the wrong length")
-        return np.unpackbits(np.frombuffer(bits, np.uint8), count=n).view(bool)
-    need(not c.streams[0], "positions where none belong")
-    return np.ones(n, bool)
-
-
-def decode(c: Coded) -> torch.Tensor:
-    """Float32 tensor; ValueError or zlib.error where the streams do not fit the shape."""
-    n, kind = math.prod(c.shape), KINDS[c.values]
-    rows = c.shape[0] if c.values == "int8" else 0
-    stored = read_positions(c, n)
-    raw = np.zeros((n, kind.itemsize), np.uint8)
-    raw[stored] = from_planes(c.streams[2], int(stored.sum()), kind.itemsize)
-    x = torch.from_numpy(raw).view(kind).float()  # (n, 1)
-    scales = from_planes(c.streams[1], rows, 2)
-    if rows:
-        x = x.view(rows, -1) * torch.from_numpy(scales).view(torch.bfloat16).float()
-    return x.reshape(c.shape)
-
-
-# ------------------------------------------------------------------------------ the whole file
-
-
-def pack(coded: dict[str, Coded]) -> bytes:
-    records = [{"name": name, "shape": c.shape, "positions": c.positions, "values": c.values,
-                "bytes": [len(s) for s in c.streams]} for name, c in coded.items()]
-    header = squeeze(json.dumps(records, separators=(",", ":")).encode())
-    rest = header + b"".join(s for c in coded.values() for s in c.streams)
-    length = struct.pack("<I", len(header))
-    return MAGIC + hashlib.sha256(length + rest).digest() + length + rest
-
-
-def check(records) -> None:
-    """Every field of the header, before anything is made from it."""
-    need(isinstance(records, list) and all(isinstance(r, dict) for r in records), "no records")
-    for r in records:
-        need(isinstance(r.get("name"), str), "a tensor without a name")
-        need(r.get("positions") in ("all", "bitmap", "gaps"), "an unknown kind of positions")
-        need(r.get("values") in tuple(KINDS), "an unknown kind of values")
-        for field, least, lengths in (("shape", 1, (1, 2, 3, 4)), ("bytes", 0, (3,))):
-            value = r.get(field)
-            need(isinstance(value, list) and len(value) in lengths
-                 and all(type(v) is int and least <= v < 2**32 for v in value),
-                 f"a broken field {field!r}")
-    need(len({r["name"] for r in records}) == len(records), "a tensor twice")
-    need(sum(math.prod(r["shape"]) for r in records) <= MOST_ENTRIES, "too many entries")
-
-
-def unpack(whole: bytes) -> dict[str, torch.Tensor]:
-    need(len(whole) >= START.size, "too short")
-    magic, digest, length = START.unpack_from(whole)
-    at = START.size + length
-    need(magic == MAGIC, "not in this format")
-    need(hashlib.sha256(whole[40:]).digest() == digest, "damaged or cut off")
-    records = json.loads(unsqueeze(whole[START.size : at], 2**24))
-    check(records)
-    need(at + sum(sum(r["bytes"]) for r in records) == len(whole), "streams of the wrong length")
-    streams = io.BytesIO(whole[at:])
-    return {r["name"]: decode(Coded(r["shape"], r["values"], r["positions"],
-                                    tuple(streams.read(size) for size in r["bytes"])))
-            for r in records}
-
-
-def load_sparse(path: str | Path) -> dict[str, torch.Tensor]:
-    """model.sparse → float32 tensors under Hugging Face's names, zeros filled in.
-
-    Nothing in the file is trusted: any damage is a UserError.
-    """
-    try:
-        return unpack(Path(path).read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except (ValueError, zlib.error, RecursionError) as error:
-        why = str(error).splitlines()[0] if str(error) else "broken"
-        raise UserError(f"{path}: not a whole model.sparse ({why}); write it again with "
-                        "python export.py RUN") from None
-
 
 # ---------------------------------------------------------------------------------- the sizes
 
@@ -285,11 +70,17 @@ def bound(name: str, x: torch.Tensor, kind: str) -> float:
     return n * H / 8 + k * KINDS[kind].itemsize
 
 
+# how the weights and how the embeddings are stored
+VARIANTS = (*zip(KINDS, KINDS), ("int8", "float32"))
 PARTS = {  # column of the table → which tensors it counts
     "whole model": lambda name: True,
     "without embeddings": lambda name: not is_embedding(name),
     "encoder's matrices": is_matrix,
 }
+
+
+def variant_name(values: str, embeddings: str) -> str:
+    return values + (f", embeddings {embeddings}" if values != embeddings else "")
 
 
 def choose(weights, coded, values: str, embeddings: str) -> dict[str, Coded]:
@@ -310,8 +101,8 @@ def size_table(weights, coded) -> dict[str, dict[str, int]]:
         "zeros in place: model.safetensors": row(lambda w: len(safetensors.torch.save(w))),
         "the same, gzip": row(lambda w: len(gzip.compress(safetensors.torch.save(w), 6))),
     }
-    for values, embeddings in (*zip(KINDS, KINDS), ("int8", "float32")):
-        name = values + (f", embeddings {embeddings}" if values != embeddings else "")
+    for values, embeddings in VARIANTS:
+        name = variant_name(values, embeddings)
         kinds = {n: kind_of(n, x, values, embeddings) for n, x in weights.items()}
         table[f"compact {name}"] = row(
             lambda c: len(pack(c)), choose(weights, coded, values, embeddings))
@@ -341,6 +132,30 @@ def show(table: dict, weights: dict) -> str:
         "are never pruned, stay whole.")
 
 
+def measured(run: Path, weights, coded) -> dict[str, dict]:
+    """The metrics of what each compact file holds: its name in the size table → metrics."""
+    s, task, model, order, tokenizer = evaluate.prepare(
+        evaluate.make_parser().parse_args([str(run)]))
+    held, found = evaluate.held_rows(s, task, tokenizer), {}
+    for variant in VARIANTS:
+        stored = choose(weights, coded, *variant)
+        bert.load_weights(model, {name: decode(c) for name, c in stored.items()}, str(run))
+        metrics, _ = train.evaluate(model, task, held, s, order)
+        found[f"compact {variant_name(*variant)}"] = metrics
+    return found
+
+
+def write_csv(path: Path, run: Path, weights, table: dict, metrics: dict) -> None:
+    """The size table with the metrics beside it, a row a file, in bytes."""
+    matrices = [x for name, x in weights.items() if is_matrix(name)]
+    density = sum(int(x.count_nonzero()) for x in matrices) / sum(x.numel() for x in matrices)
+    names = {column: column.replace(" ", "_").replace("'", "") for column in PARTS}
+    found = [{"run": run.name, "density": density, "file": name,
+              **{names[column]: size for column, size in row.items()},
+              **metrics.get(name, {}), **rows.origin("cpu")} for name, row in table.items()]
+    rows.write(path, found, max(found, key=len))
+
+
 # --------------------------------------------------------------------------------- the command
 
 
@@ -363,12 +178,14 @@ def write_folder(model, task: data.Task, source: Path, target: Path) -> None:
 
 
 def make_parser() -> cli.Parser:
-    p = cli.Parser(description=__doc__.split("\n\nmodel.sparse")[0])
+    p = cli.Parser(description=__doc__)
     p.add_argument("run", metavar="RUN", help="a folder that train.py wrote")
     p.add_argument("--values", choices=list(KINDS), default="float32", metavar="KIND",
                    help="of a weight in model.sparse: float32 (exact), bf16 or int8")
     p.add_argument("--embeddings", choices=list(KINDS), metavar="KIND",
                    help="the same for the embeddings (default: as --values)")
+    p.add_argument("--csv", type=Path, metavar="FILE",
+                   help="write the size table there, with the metrics of each compact file")
     p.add_argument("--restore", metavar="DIR",
                    help="write the model that model.sparse holds to DIR, a new folder")
     return p
@@ -383,6 +200,8 @@ def main() -> None:
     model, task = load_run(run)
     check_writable(folder)
     check_writable(target)
+    if args.csv:
+        check_writable(args.csv)
     remove_parts(folder)
     write_folder(model, task, run, folder)
     weights = bert.hf_weights(model)
@@ -393,6 +212,8 @@ def main() -> None:
     write_atomically(path, pack(
         choose(weights, coded, args.values, args.embeddings or args.values)))
     print(show(table, weights))
+    if args.csv:
+        write_csv(args.csv, run, weights, table, measured(run, weights, coded))
     print(f"\nwritten: {folder} (a Hugging Face folder) and, beside its model.safetensors, "
           f"model.sparse ({args.values}, {path.stat().st_size / 1e6:.3f} MB)")
     if args.restore:

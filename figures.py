@@ -363,7 +363,8 @@ def from_runs(folders: list[Path], output: Path) -> None:
     found = [(a, anatomy.table(a)) for a in map(anatomy.read, folders)]
     for a, table in found:
         print(anatomy.text(a, table), end="\n\n")
-    anatomy.write_csv(output / "anatomy.csv", [row for _, table in found for row in table])
+    rows.write(output / "anatomy.csv", [row for _, table in found for row in table],
+               anatomy.COLUMNS)
     runs = [a for a, _ in found]
     inked([a for a in runs if a.parts[0].W0 is not None], figure1, output / "figure1",
           xlabel="pretrained weight", ylabel="fine-tuned weight")

@@ -47,6 +47,15 @@ def read(path: Path) -> list[dict]:
     return found
 
 
+def write(path: Path, found: list[dict], columns) -> None:
+    """A CSV of these rows alone; a column that a row has not is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: shown(value) for name, value in row.items()} for row in found)
+    write_atomically(path, text.getvalue())
+
+
 def append(path: Path, row: dict) -> None:
     """Add a row, unless one with its key is there; two processes may do so at the same time.
 
@@ -56,12 +65,7 @@ def append(path: Path, row: dict) -> None:
         there = read(path)
         if any(old.get("key") == row["key"] for old in there):
             return
-        columns = dict.fromkeys((*COLUMNS, *(there[0] if there else ())))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*there, row])
-        write_atomically(path, text.getvalue())
+        write(path, [*there, row], dict.fromkeys((*COLUMNS, *(there[0] if there else ()))))
 
 
 # ----------------------------------------------------------------------- from a run's folder
@@ -83,14 +87,19 @@ def row_of(folder: Path, words: list[str], key: str, git: str) -> dict:
         "penalty": run["penalty"], "penalty_found": metrics["penalty"],
         "epochs": metrics["steps"] * run["batch_size"] / metrics["train_inputs"],
         "command": "python train.py " + " ".join(place(word) for word in words),
-        "machine": machine(run["device"]), "date": time.strftime("%Y-%m-%d"), "git": git,
-        "key": key,
+        **origin(run["device"]), "git": git, "key": key,
     }
     return {name: shown(found.get(name)) for name in COLUMNS}
 
 
 def shown(value) -> str:
     return "" if value is None else f"{value:.7g}" if isinstance(value, float) else str(value)
+
+
+def origin(device: str) -> dict:
+    """Where and when a row was made, and with what."""
+    return {"machine": machine(device), "torch": torch.__version__, "git": git_version(),
+            "date": time.strftime("%Y-%m-%d")}
 
 
 def machine(device: str) -> str:

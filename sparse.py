@@ -11,8 +11,6 @@ Shapes: B batch, T tokens, N = B·T, n inputs and m outputs of a matrix.
 """
 
 import copy
-import csv
-import io
 import statistics
 import time
 import warnings
@@ -24,7 +22,8 @@ from torch import nn
 import bert
 import cli
 import masking
-from files import run_main, write_atomically
+import rows
+from files import run_main
 
 BREAK_EVEN = 0.15  # density above which a CSR product is no longer clearly the faster
 PIECE = 128  # rows of x at a time, few enough for the processor's cache
@@ -115,7 +114,7 @@ def measure(name: str, config: bert.Config, batch: int, tokens: int, density: fl
         ratios = [r / s for r, s in zip(seconds[rival], seconds["csr"])]
         row[f"speedup_over_{rival}"] = round(statistics.median(ratios), 3)
     row["difference"] = float((dense(*inputs) - csr(*inputs)).abs().max())
-    return row
+    return row | rows.origin("cpu")
 
 
 def show(row: dict) -> str:
@@ -127,14 +126,14 @@ def show(row: dict) -> str:
 
 def measure_all(quick: bool = False, report=print) -> list[dict]:
     """All rows; `report` is given each as a line of text."""
-    rows = []
+    found = []
     for name in list(MODELS)[: 1 if quick else None]:
         for batch in (1, 32):
             for density in (0.1, 0.03) if quick else DENSITIES:
                 repeats = (3 if quick else 5) * (5 if batch == 1 else 1)
-                rows.append(measure(name, MODELS[name], batch, 128, density, repeats))
-                report(show(rows[-1]))
-    return rows
+                found.append(measure(name, MODELS[name], batch, 128, density, repeats))
+                report(show(found[-1]))
+    return found
 
 
 def main() -> None:
@@ -145,13 +144,9 @@ def main() -> None:
     args = p.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    rows = measure_all(args.quick, lambda line: print(line, flush=True))
+    found = measure_all(args.quick, lambda line: print(line, flush=True))
     if args.csv:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomically(Path(args.csv), text.getvalue())
+        rows.write(Path(args.csv), found, found[0])
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 
+import rows
+
 TINY = ("--model", "untrained:1x32", "--max-train-rows", 320, "--max-eval-rows", 60,
         "--steps", 40, "--max-length", 48)
 
@@ -26,6 +28,23 @@ def test_same_metrics_as_training_said(run, command):
     assert "precision" in done.stdout and "entailment" in done.stdout
 
 
+def test_export_measures_what_each_kind_of_file_costs(run, command, tmp_path):
+    done = command("export.py", run, "--values", "int8", "--restore", tmp_path / "back",
+                   "--csv", tmp_path / "sizes.csv")
+    assert done.returncode == 0, done.stderr
+    found = {row["file"]: row for row in rows.read(tmp_path / "sizes.csv")}
+    told = json.loads((run / "metrics.json").read_text())["metrics"]
+    assert command("evaluate.py", tmp_path / "back").returncode == 0
+    of_int8 = json.loads((tmp_path / "back" / "evaluation.json").read_text())["metrics"]
+    for name in told:
+        assert float(found["compact float32"][name]) == pytest.approx(told[name])
+        assert float(found["compact int8"][name]) == pytest.approx(of_int8[name])
+        assert found["dense float32"][name] == ""
+    size = (run / "export" / "model.sparse").stat().st_size
+    assert int(found["compact int8"]["whole_model"]) == size
+    assert float(found["bound of int8"]["density"]) == pytest.approx(0.5, abs=1e-3)
+
+
 def test_metrics_agree_with_transformers(run):
     transformers = pytest.importorskip("transformers")
     import torch
@@ -38,13 +57,13 @@ def test_metrics_agree_with_transformers(run):
     settings = json.loads((run / "run.json").read_text())
     task = data.TASKS["mnli"]
     _, splits = train.load_rows(settings, task)
-    for split, rows in splits.items():
-        batch = tokenizer([a for a, _ in rows.texts], [b for _, b in rows.texts], padding=True,
+    for split, held in splits.items():
+        batch = tokenizer([a for a, _ in held.texts], [b for _, b in held.texts], padding=True,
                           truncation=True, max_length=48, return_tensors="pt")
         with torch.no_grad():
             predicted = model(**batch).logits.argmax(1).numpy()
         told = json.loads((run / "metrics.json").read_text())["metrics"][f"accuracy{split}"]
-        assert 100 * float(np.mean(predicted == rows.labels)) == pytest.approx(told)
+        assert 100 * float(np.mean(predicted == held.labels)) == pytest.approx(told)
     assert model.config.id2label[0] == "contradiction"
 
 

@@ -13,9 +13,10 @@ import torch
 from torch.nn import functional as F
 
 import bert
+import compact
 import export
 import masking
-from export import Coded, decode, encode, load_sparse, pack
+from compact import Coded, decode, encode, load_sparse, pack
 from files import UserError, write_json
 
 SMALL = bert.Config(vocab_size=50, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
@@ -72,16 +73,16 @@ def test_gaps_by_hand():
     stored = np.zeros(1000, bool)
     stored[[0, 3, 4, 259, 770]] = True
     # skip 0 | skip 2 | skip 0 | skip 254 | skip 510 = 255 + 255 + 0
-    assert list(export.to_gaps(stored)) == [0, 2, 0, 254, 255, 255, 0]
-    assert (export.from_gaps(bytes([0, 2, 0, 254, 255, 255, 0]), 1000) == stored).all()
+    assert list(compact.to_gaps(stored)) == [0, 2, 0, 254, 255, 255, 0]
+    assert (compact.from_gaps(bytes([0, 2, 0, 254, 255, 255, 0]), 1000) == stored).all()
     with pytest.raises(ValueError, match="outside"):
-        export.from_gaps(bytes([255, 255, 255, 235]), 1000)  # position 1000
-    assert export.from_gaps(bytes([255, 255, 255, 234]), 1000)[999]
+        compact.from_gaps(bytes([255, 255, 255, 235]), 1000)  # position 1000
+    assert compact.from_gaps(bytes([255, 255, 255, 234]), 1000)[999]
 
 
 def test_int8_by_hand():
     x = torch.tensor([[127.0, -64.0, 0.4, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    codes, scales = export.quantise(x)
+    codes, scales = compact.quantise(x)
     assert scales.tolist() == [1.0, 0.0] and codes.tolist() == [[127, -64, 0, 0], [0, 0, 0, 0]]
     assert there_and_back(x, "int8").tolist() == [[127.0, -64.0, 0.0, 0.0], [0.0] * 4]
 
@@ -117,7 +118,7 @@ def test_bf16_is_exact_for_rounded_values_and_int8_within_half_a_step():
     torch.manual_seed(0)
     x = torch.randn(64, 200) * (torch.rand(64, 200) < 0.1) * torch.logspace(-40, 3, 64)[:, None]
     assert torch.equal(bits(there_and_back(x, "bf16")), bits(x.bfloat16().float()))
-    _, scales = export.quantise(x)
+    _, scales = compact.quantise(x)
     assert ((there_and_back(x, "int8") - x).abs() <= scales.float()[:, None] * 0.5001).all()
     # a scale is at most one bf16 step (2⁻⁷) above what its row needs
     needed, normal = x.abs().amax(1) / 127, x.abs().amax(1) > 1e-30
@@ -143,7 +144,7 @@ def test_size_is_within_a_tenth_of_the_bound(keep):
     weights = bert.hf_weights(movement(bert.create(SMALL, "classification"), keep))
     trained = {name: x + 0.0 for name, x in weights.items() if export.is_matrix(name)}
     assert len(trained) == 12
-    for values in export.KINDS:
+    for values in compact.KINDS:
         check_size(at_random, values)
         # a narrow row with one weight left pays for its scale all the same: count it as a value
         scales = sum(2 * len(x) for x in trained.values()) if values == "int8" else 0
@@ -202,8 +203,8 @@ def forged(change):
     """A whole, sealed file whose header went through `change`."""
     data = trial_file()
     length = struct.unpack_from("<I", data, 40)[0]
-    records = json.loads(export.unsqueeze(data[44 : 44 + length], 2**20))
-    header = export.squeeze(json.dumps(change(records)).encode())
+    records = json.loads(compact.unsqueeze(data[44 : 44 + length], 2**20))
+    header = compact.squeeze(json.dumps(change(records)).encode())
     return sealed(data[:40] + struct.pack("<I", len(header)) + header + data[44 + length :])
 
 
@@ -237,11 +238,11 @@ def test_a_forged_header_is_refused_for_what_is_wrong(tmp_path, change, message)
 
 
 def test_bombs_and_deep_nesting_are_refused(tmp_path):
-    bomb = export.squeeze(bytes(10**7))
+    bomb = compact.squeeze(bytes(10**7))
     with pytest.raises(ValueError, match="broken stream"):
-        export.unsqueeze(bomb, 1000)
+        compact.unsqueeze(bomb, 1000)
     with pytest.raises(ValueError, match="broken stream"):
-        decode(Coded([10, 10], "float32", "gaps", (bomb, export.squeeze(b""), bomb)))
+        decode(Coded([10, 10], "float32", "gaps", (bomb, compact.squeeze(b""), bomb)))
     header = zlib.compress(b"[" * 200_000)[2:-4]
     deep = trial_file()[:40] + struct.pack("<I", len(header)) + header
     (tmp_path / "f").write_bytes(sealed(deep))

@@ -17,6 +17,7 @@ import torch
 from conftest import ROOT
 
 import bert
+import compact
 import data
 import evaluate
 import export
@@ -227,13 +228,13 @@ def test_results_of_a_run(run, monkeypatch):
 def test_sparse_files(run):
     path = run.folder / "model.sparse"
     weights = bert.hf_weights(run.parts[0])
-    path.write_bytes(export.pack({name: export.encode(x, kind) for (name, x), kind in zip(
+    path.write_bytes(compact.pack({name: compact.encode(x, kind) for (name, x), kind in zip(
         weights.items(), ["float32", "int8", "bf16"] * len(weights))}))
 
     def seal(whole):
         return whole[:8] + hashlib.sha256(whole[40:]).digest() + whole[40:]
 
-    attack(path, lambda: export.load_sparse(path), 100, 1500, seal)
+    attack(path, lambda: compact.load_sparse(path), 100, 1500, seal)
 
 
 def test_tables_of_rows(tmp_path):

@@ -25,7 +25,7 @@ import torch
 from conftest import ROOT
 from tiny import digests, write_data, write_model
 
-import export
+import compact
 import files
 
 WORDS = ["--data", "data", "--model", "model", "--max-length", "16", "--task", "sst2",
@@ -75,7 +75,7 @@ def read_whole(folder):
         elif path.suffix == ".pt":
             torch.load(path, weights_only=True)
         elif path.suffix == ".sparse":
-            export.load_sparse(path)
+            compact.load_sparse(path)
         elif path.suffix == ".csv":
             for row in csv.DictReader(path.open(newline="")):
                 assert row["density"] and None not in row.values(), row
