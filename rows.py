@@ -26,8 +26,9 @@ COLUMNS = (
     "task", "data", "model", "method", "scope", "keep", "penalty", "penalty_found", "density",
     "encoder_density", "nonzero_parameters", "nonzero_parameters_total", "total_parameters",
     "on_target", *METRICS, "lr", "score_lr", "epochs", "steps", "batch_size", "max_length",
-    "train_rows", "eval_rows", "teacher", "freeze", "held_out", "seed", "train_seconds",
-    "precision", "git", "command", "machine", "threads", "torch", "python", "date", "key")
+    "warmup", "hold", "cooldown", "train_rows", "eval_rows", "teacher", "freeze", "held_out",
+    "seed", "train_seconds", "precision", "git", "command", "machine", "threads",
+    "torch", "python", "date", "key")
 
 
 def read(path: Path) -> list[dict]:
