@@ -56,7 +56,7 @@ class PenaltyControl:
             return 0.0
         if lr > 0:
             end = self.schedule.T - self.schedule.t_f
-            left = max(end - t, 0.25 * self.ramp)  # steps, and below what rates still add up to
+            left = max(end - t, 0.1 * self.ramp)  # steps; below what rates still add up to
             reach = lr * left * (1 - left / 2 / max(left, self.schedule.T - t))
             wanted = max(-1.0, min(1.0, (self.method.cut - self.q) / reach))
             self.pace = self.pace or max(abs(wanted), 1e-3)
