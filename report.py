@@ -45,6 +45,13 @@ def on_target(pruner, s, density: float) -> bool:
     return good
 
 
+def warn_of_one_class(task: data.Task, predicted: dict) -> None:
+    """`predicted`: split → class numbers (rows,); what a collapsed run gives is one class."""
+    if task.labels and len(set().union(*predicted.values())) == 1:
+        say("WARNING: every row got the same class, so the model no longer tells rows apart; a "
+            "lower --lr or a higher --hold, so that pruning begins later, may keep it from that")
+
+
 def summary(s, model, pruner, found, rows, features, held, run) -> dict:
     """metrics.json."""
     size = sizes(model, pruner)

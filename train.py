@@ -290,6 +290,7 @@ def main() -> None:
     if not parallel.is_main():
         return
     found, predicted = evaluate(model, task, held, s)
+    report.warn_of_one_class(task, predicted)
     metrics = report.summary(s, model, pruner, found, rows, features, held, run)
     runs.save(folder, model, task, tokenizer, model_folder, pruner)
     if task.span:

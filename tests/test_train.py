@@ -13,6 +13,8 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 
+import data
+import report
 import settings
 import train
 
@@ -271,3 +273,13 @@ def test_scores_have_a_group_of_their_own_without_decay():
     s["freeze"] = "weights"
     weights, _ = train.make_optimizer(model, pruner, s).param_groups
     assert not {id(m.W) for m in pruner.matrices} & {id(p) for p in weights["params"]}
+
+
+def test_one_class_for_all_rows_is_told(capsys):
+    def told(task, **splits):
+        report.warn_of_one_class(data.TASKS[task], {k: np.array(v) for k, v in splits.items()})
+        return "every row got the same class" in capsys.readouterr().out
+
+    assert told("mnli", matched=[1, 1, 1], mismatched=[1, 1])
+    assert not told("mnli", matched=[1, 1, 1], mismatched=[2, 2])
+    assert not told("stsb", all=[2.5, 2.5]) and not told("squad", all=[1, 1])
