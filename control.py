@@ -60,7 +60,9 @@ class PenaltyControl:
             reach = lr * left * (1 - left / 2 / max(left, self.schedule.T - t))
             wanted = max(-1.0, min(1.0, (self.method.cut - self.q) / reach))
             self.pace = self.pace or max(abs(wanted), 1e-3)
-            if max(self.wanted, wanted) < 0:  # the speed goes with the pull: do not wait for errors
+            # scores start above the cut, so q's speed is negative; it goes with the pull, which
+            # therefore follows the speed wanted without waiting for an error
+            if max(self.wanted, wanted) < 0:
                 self.pull *= min(2.0, wanted / self.wanted)
             self.wanted = wanted
             # errors count in units of the pace, or a short way would be run too fast
