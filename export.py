@@ -115,9 +115,14 @@ def size_table(weights, coded) -> dict[str, dict[str, int]]:
     return table
 
 
-def show(table: dict, weights: dict) -> str:
+def remaining(weights: dict) -> tuple[int, int]:
+    """Entries of the encoder's matrices that are not zero, and all of them."""
     matrices = [x for name, x in weights.items() if is_matrix(name)]
-    entries, left = sum(x.numel() for x in matrices), sum(int(x.count_nonzero()) for x in matrices)
+    return sum(int(x.count_nonzero()) for x in matrices), sum(x.numel() for x in matrices)
+
+
+def show(table: dict, weights: dict) -> str:
+    left, entries = remaining(weights)
     total = sum(x.numel() for x in weights.values())
     words = sum(x.numel() for name, x in weights.items() if is_embedding(name))
     lines = [f"{total:,} parameters: {words:,} in the embeddings, {entries:,} in the encoder's "
@@ -147,12 +152,11 @@ def measured(run: Path, weights, coded) -> dict[str, dict]:
 
 def write_csv(path: Path, run: Path, weights, table: dict, metrics: dict) -> None:
     """The size table with the metrics beside it, a row a file, in bytes."""
-    matrices = [x for name, x in weights.items() if is_matrix(name)]
-    density = sum(int(x.count_nonzero()) for x in matrices) / sum(x.numel() for x in matrices)
-    names = {column: column.replace(" ", "_").replace("'", "") for column in PARTS}
-    found = [{"run": run.name, "density": density, "file": name,
-              **{names[column]: size for column, size in row.items()},
-              **metrics.get(name, {}), **rows.origin("cpu")} for name, row in table.items()]
+    left, entries = remaining(weights)
+    here = rows.origin("cpu", rows.git_version())
+    found = [{"run": run.name, "density": left / entries, "file": name,
+              **{column.replace(" ", "_").replace("'", ""): size for column, size in row.items()},
+              **metrics.get(name, {}), **here} for name, row in table.items()]
     rows.write(path, found, max(found, key=len))
 
 

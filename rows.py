@@ -88,7 +88,7 @@ def row_of(folder: Path, words: list[str], key: str, git: str) -> dict:
         "penalty": run["penalty"], "penalty_found": metrics["penalty"],
         "epochs": metrics["steps"] * run["batch_size"] / metrics["train_inputs"],
         "command": "python train.py " + " ".join(place(word) for word in words),
-        **origin(run["device"]), "git": git, "key": key,
+        **origin(run["device"], git), "key": key,
     }
     return {name: shown(found.get(name)) for name in COLUMNS}
 
@@ -97,9 +97,9 @@ def shown(value) -> str:
     return "" if value is None else f"{value:.7g}" if isinstance(value, float) else str(value)
 
 
-def origin(device: str) -> dict:
-    """Where and when a row was made, and with what."""
-    return {"machine": machine(device), "torch": torch.__version__, "git": git_version(),
+def origin(device: str, git: str) -> dict:
+    """Where and when a row was made, and with what; `git` from git_version()."""
+    return {"machine": machine(device), "torch": torch.__version__, "git": git,
             "date": time.strftime("%Y-%m-%d")}
 
 

@@ -114,7 +114,7 @@ def measure(name: str, config: bert.Config, batch: int, tokens: int, density: fl
         ratios = [r / s for r, s in zip(seconds[rival], seconds["csr"])]
         row[f"speedup_over_{rival}"] = round(statistics.median(ratios), 3)
     row["difference"] = float((dense(*inputs) - csr(*inputs)).abs().max())
-    return row | rows.origin("cpu")
+    return row
 
 
 def show(row: dict) -> str:
@@ -144,9 +144,10 @@ def main() -> None:
     args = p.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
+    here = rows.origin("cpu", rows.git_version())
     found = measure_all(args.quick, lambda line: print(line, flush=True))
     if args.csv:
-        rows.write(Path(args.csv), found, found[0])
+        rows.write(Path(args.csv), [row | here for row in found], found[0] | here)
 
 
 if __name__ == "__main__":
