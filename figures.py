@@ -74,8 +74,8 @@ def legend(figure, axes) -> None:
     entries = {}
     for axis in axes:
         entries |= dict(zip(*reversed(axis.get_legend_handles_labels())))
-    letters = max(map(len, entries))
-    columns = int(figure.get_figwidth() / (0.09 * letters + 0.7))  # inches of a letter, of a sign
+    entries = dict(sorted(entries.items(), key=lambda item: tables.method_order(item[0])))
+    columns = int(figure.get_figwidth() / (0.09 * max(map(len, entries)) + 0.7))  # in inches
     columns = min(max(1, columns), 4, len(entries))
     figure.set_figheight(figure.get_figheight() + 0.24 * -(-len(entries) // columns))
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)

@@ -38,7 +38,7 @@ def series_of(found: list[dict], by=()) -> dict[str, list[dict]]:
     """Rows of one task by what they compare: the method, whatever else sets them apart, and the
     columns `by`."""
     def order(row):
-        return (list(masking.METHODS).index(row["method"]), bool(row["teacher"]),
+        return (method_order(row["method"]), bool(row["teacher"]),
                 bool(row["freeze"]), row["scope"] == "global", float(row["epochs"]))
 
     series = {}
@@ -46,6 +46,16 @@ def series_of(found: list[dict], by=()) -> dict[str, list[dict]]:
         rest = "".join(f", {column} {row[column]}" for column in by if row[column])
         series.setdefault(label(row, found) + rest, []).append(row)
     return series
+
+
+def method_of(label: str) -> str:
+    return label.split(",")[0].split(" ")[0]
+
+
+def method_order(label: str) -> int:
+    """Methods in the order of masking.METHODS, whatever else a picture shows after them."""
+    names = [*masking.METHODS]
+    return names.index(method_of(label)) if method_of(label) in names else len(names)
 
 
 def label(row: dict, among: list[dict]) -> str:
@@ -92,7 +102,7 @@ def values(cell: list[dict], column: str) -> list[float]:
 # ------------------------------------------------------------------------------- the tables
 
 
-def cell_text(cell: list[dict], metrics: list[str], keep: float) -> str:
+def cell_text(cell: list[dict], metrics: list[str]) -> str:
     """mean ± standard deviation (seeds), and the density reached where it is not the one asked."""
     if not cell:
         return MISSING
@@ -100,7 +110,8 @@ def cell_text(cell: list[dict], metrics: list[str], keep: float) -> str:
     text = " / ".join(f"{statistics.mean(v):.1f}" + (f" ± {statistics.stdev(v):.1f}"
                                                      if len(v) > 1 else "") for v in found)
     density = statistics.mean(values(cell, "density"))
-    reached = f", {100 * density:.1f} % left" if abs(density - keep) > 0.005 else ""
+    missed = any(row["on_target"] == "False" for row in cell)
+    reached = f", {100 * density:.1f} % left" if missed else ""
     return f"{text} ({len(cell)}{reached})"
 
 
@@ -125,12 +136,12 @@ def results_table(found: list[dict], name: str, methods, keeps, tasks, metric, b
         series = series_of(own, by)
         there = {row["method"] for row in own}
         series |= {method: [] for method in methods if method not in there}
-        for title, group in series.items():
+        for title, group in sorted(series.items(), key=lambda item: method_order(item[0])):
             cells = by_keep(group)
-            method = title.split(",")[0].split(" ")[0]
+            method = method_of(title)
             body.append([f"{task} {' / '.join(metrics)}".strip(), title] + [
                 "–" if (method == "dense") != (float(keep) == 1) and keep not in cells
-                else cell_text(cells.get(keep, []), metrics, float(keep)) for keep in keeps])
+                else cell_text(cells.get(keep, []), metrics) for keep in keeps])
     shares = [f"{100 * float(keep):g} %" for keep in keeps]
     return render(["", "method", *shares], body) + caption(found, name)
 

@@ -55,7 +55,7 @@ def test_cells_are_mean_deviation_and_seeds(results):
     folder = results("made", [
         row(seed=0, accuracy=80), row(seed=1, accuracy=82), row(seed=2, accuracy=84),
         row(keep=0.03, accuracy=70), row("dense", 1, accuracy=90),
-        row("l0", 0.1, density="0.12", accuracy=75)])
+        row("l0", 0.1, density="0.12", on_target="False", accuracy=75)])
     assert lines(tables.table("made", {}, folder)) == [
         ["", "method", "100 %", "10 %", "3 %"], ["---"] * 5,
         ["sst2 accuracy", "dense", "90.0 (1)", "–", "–"],
@@ -65,10 +65,13 @@ def test_cells_are_mean_deviation_and_seeds(results):
         "made", {}, folder)
 
 
-def test_density_is_shown_only_where_it_misses_by_more_than_half_a_percent(results):
-    folder = results("made", [row(density="0.1049"), row("l0", density="0.0949")])
+def test_density_is_shown_where_it_is_not_the_one_asked_for(results):
+    folder = results("made", [
+        row(density="0.1041", on_target="True"), row("l0", density="0.0949", on_target="False"),
+        row("soft_movement", density="0.5")])  # a fixed penalty asks for none
     cells = {line[1]: line[2] for line in lines(tables.table("made", {}, folder))[2:]}
-    assert cells == {"movement": "80.0 (1)", "l0": "80.0 (1, 9.5 % left)"}
+    assert cells == {
+        "l0": "80.0 (1, 9.5 % left)", "movement": "80.0 (1)", "soft_movement": "80.0 (1)"}
 
 
 def test_options_name_rows_columns_metrics_and_filters(results):
@@ -77,8 +80,8 @@ def test_options_name_rows_columns_metrics_and_filters(results):
     options = {"methods": "magnitude,movement", "keep": "0.10,0.03", "tasks": "sst2",
                "metric": "accuracy,f1", "teacher": ""}
     assert lines(tables.table("made", options, folder))[2:] == [
-        ["sst2 accuracy / f1", "movement", "80.0 / 60.0 (1)", "not run here"],
-        ["", "magnitude", "not run here", "not run here"]]
+        ["sst2 accuracy / f1", "magnitude", "not run here", "not run here"],
+        ["", "movement", "80.0 / 60.0 (1)", "not run here"]]
     assert [line[1] for line in lines(tables.table("made", {"tasks": "sst2"}, folder))[2:]] == [
         "movement", "movement + teacher"]
     with pytest.raises(UserError, match="no such column"):
