@@ -16,8 +16,9 @@ class PenaltyControl:
 
     Density itself cannot be steered: it stands still until the first scores have travelled to the
     cut, and meanwhile any correction winds up. But density = v exactly when q = cut, where q is
-    the score that a share v of the scores exceeds; and q moves from the first step on. So λ steers
-    the speed of q, at every step straight from where q is to the cut, to be there at T − t_f.
+    the score that a share v of the scores exceeds (less what a floor keeps in emptier matrices);
+    and q moves from the first step on. So λ steers the speed of q, at every step straight from
+    where q is to the cut, to be there at T − t_f.
     """
 
     start, gain, fastest = 0.5, 10.0, 0.06
@@ -41,9 +42,20 @@ class PenaltyControl:
         vars(self).update(saved)
 
     def quantile(self, scores: list[Tensor]) -> float:
-        every = max(1, sum(S.numel() for S in scores) // 2**17)
-        sample = torch.cat([S.flatten()[::every] for S in scores])
-        return self.near.find([sample], max(1, round(self.v * sample.numel())))[0]
+        every = max(1, sum(S.numel() for S in scores) // 2**17) | 1  # odd: it meets all columns
+        sample = torch.cat(parts := [S.detach().flatten()[::every] for S in scores])
+        v = self.v - self.kept_by_floor(sample, [len(part) for part in parts]) / len(sample)
+        return self.near.find([sample], max(1, round(v * len(sample))))[0]
+
+    def kept_by_floor(self, sample: Tensor, sizes: list[int]) -> float:
+        """How many entries the method keeps though they are not above q, in matrices that hold
+        fewer than its floor. `sizes`: how many of the sample are of each matrix."""
+        floor = getattr(self.method, "floor", 0.0)
+        if self.q is None or not floor:
+            return 0.0
+        above = torch.stack([part.count_nonzero() for part in (sample > self.q).split(sizes)])
+        least = floor * torch.tensor(sizes, device=sample.device)
+        return float((least - above).clamp(min=0).sum())
 
     def update(self, t: int, scores: list[Tensor], task: float, lr: float) -> float:
         """λ for step t, from the task's gradient of the scores (rms) and their learning rate."""

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import masking
+from control import PenaltyControl
 from masking import L0, Pruner, Schedule, top_v
 
 NOW = Schedule(T=10, t_i=0, t_f=9)  # at step 1 and later: the final density
@@ -338,6 +339,15 @@ def test_penalty_search_ends_at_the_density_asked_for(keep, method, score_lr, sc
     pruner.refresh(T, training=False)
     assert pruner.density() == pytest.approx(keep, abs=0.005 if keep >= 0.05 else 0.002)
     assert pruner.penalty > 0
+
+
+def test_penalty_search_counts_what_the_floor_keeps():
+    """Of two matrices of 1,000 scores one is below the cut: its floor keeps 5 of the 60 wanted."""
+    high, low = torch.arange(1.0, 1001), -torch.arange(1.0, 1001)
+    for method, q in (("soft_movement", 946), ("l0", 941)):  # 55th and 60th from above
+        control = PenaltyControl(0.03, masking.METHODS[method](), NOW)
+        control.q = 500.0
+        assert control.quantile([high, low]) == q
 
 
 # -- any model
