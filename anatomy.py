@@ -11,8 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
+import torch
 
 import bert
+import masking
+import pretrain
 import train
 from files import UserError, read_json
 
@@ -70,13 +73,15 @@ def read(run: Path) -> Anatomy:
         found = NAME.fullmatch(name)
         if found:
             W, M = tensor.float().numpy().copy(), np.ones(tensor.shape, bool)
+            S, ever = (pruning.get(f"{name}.{part}") for part in ("scores", "ever_pruned"))
             if f"{name}.mask" in pruning:
                 M = bits(pruning[f"{name}.mask"], M.shape)
                 W[~M] = pruning[f"{name}.pruned"]
-            ever = pruning.get(f"{name}.ever_pruned")
+                if metrics["method"] == "l0":  # the model holds W times gates that are half open
+                    W[M] /= masking.L0().mask(torch.from_numpy(S), 0, None)[0].numpy()[M]
             parts.append(Part(
                 int(found[1]), MATRICES[found[2]], W, M, start.get(name),
-                pruning.get(f"{name}.scores"), None if ever is None else bits(ever, M.shape)))
+                S, None if ever is None else bits(ever, M.shape)))
     parts.sort(key=lambda p: (p.layer, list(MATRICES.values()).index(p.name)))
     method, keep = metrics["method"], metrics["density"]
     label = f"{method}, {100 * keep:.3g} %" + (", global" * (made.get("scope") == "global"))
@@ -90,7 +95,7 @@ def bits(packed: np.ndarray, shape) -> np.ndarray:
 
 def starting_weights(model: str) -> tuple[dict[str, np.ndarray], str]:
     """The pretrained matrices by name, and why there are none."""
-    if model.startswith("untrained"):
+    if pretrain.is_untrained(model):
         return {}, "it started from random weights: nothing to compare with"
     try:
         weights = bert.read_weights(train.model_folder(model))

@@ -1,6 +1,6 @@
 """The paper's claims as experiments: each prints what it found here, true or not.
 
-    python claims.py                            all six, about five minutes on two cores
+    python claims.py                            all six, about six minutes on two cores
     python claims.py --claims swap,shape        some of them
     python claims.py --claims crossover --steps 2250 --seed 1     flags of train.py go to its runs;
                                                                   --model and --data too

@@ -42,7 +42,9 @@ class PenaltyControl:
         vars(self).update(saved)
 
     def quantile(self, scores: list[Tensor]) -> float:
-        every = max(1, sum(S.numel() for S in scores) // 2**17) | 1  # odd: it meets all columns
+        every = max(1, sum(S.numel() for S in scores) // 2**17)
+        while math.gcd(every, math.prod(S.shape[-1] for S in scores)) > 1:
+            every += 1  # or it would only ever meet some of the columns
         sample = torch.cat(parts := [S.detach().flatten()[::every] for S in scores])
         v = self.v - self.kept_by_floor(sample, [len(part) for part in parts]) / len(sample)
         return self.near.find([sample], max(1, round(v * len(sample))))[0]
@@ -80,5 +82,5 @@ class PenaltyControl:
             # errors count in units of the pace, or a short way would be run too fast
             error = max(-2.0, min(2.0, (self.speed - wanted) / self.pace))
             self.pull *= math.exp(min(self.gain / self.ramp, self.fastest) * error)
-        n = sum(S.numel() for S in scores)
-        return self.pull * self.task * n / float(self.method.slope(torch.tensor(self.q)))
+        n, slope = sum(S.numel() for S in scores), float(self.method.slope(torch.tensor(self.q)))
+        return self.pull * self.task * n / max(1e-6, slope)

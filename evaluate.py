@@ -32,7 +32,7 @@ def is_count_or_none(value) -> bool:
 KEPT = {  # what is taken from run.json, and the values that train.py can have written
     "task": lambda v: v in list(data.TASKS), "data": lambda v: isinstance(v, str),
     "max_length": is_count, "doc_stride": is_count, "batch_size": is_count,
-    "max_train_rows": is_count_or_none, "max_eval_rows": is_count_or_none,
+    "max_eval_rows": is_count_or_none,
     "held_out": lambda v: v is None or (type(v) is float and 0 < v < 1),
     "precision": lambda v: v in ("auto", "fp32", "bf16")}
 
@@ -59,8 +59,7 @@ def make_parser() -> cli.Parser:
 def settings(args) -> dict:
     """Flags over the run's own settings over defaults."""
     s = {"data": "sample", "max_length": 384 if args.task == "squad" else 128, "doc_stride": 128,
-         "batch_size": 32, "precision": "auto", "max_eval_rows": None, "held_out": None,
-         "max_train_rows": None}
+         "batch_size": 32, "precision": "auto", "max_eval_rows": None, "held_out": None}
     for place in (args.folder, args.folder.parent):  # RUN/export belongs to RUN
         if (place / "run.json").exists():
             known = read_json(place / "run.json")
@@ -123,7 +122,7 @@ def prepare(args):
 
 def held_rows(s: dict, task: data.Task, tokenizer) -> dict:
     """Evaluation split → (rows, features)."""
-    _, splits = train.load_rows(s, task)
+    _, splits = train.load_rows(s, task, training=False)
     return {k: (r, train.encode(task, r, tokenizer, s)) for k, r in splits.items()}
 
 

@@ -169,7 +169,7 @@ def same_task(group: list[dict], sources: list[list[dict]]) -> list[dict]:
     alike = ("task", "data", "train_rows", "eval_rows", "held_out", "precision")
     first = group[0]
     found = ([r for r in source if r["method"] == "dense" and not r["teacher"]
-              and not r["model"].startswith("untrained")
+              and not pretrain.is_untrained(r["model"])
               and all(r[name] == first[name] for name in alike)] for source in sources)
     return next(filter(None, found), [])
 

@@ -25,6 +25,15 @@ MENDS = {
     errno.EACCES: "name another place, or change its permissions",
 }
 
+NO_MEMORY = ("out of memory; a smaller --batch-size, a shorter --max-length, or train.py's "
+             "--grad-accum need less")
+TORCH_ERRORS = {  # part of a message → what to say in its place
+    "out of memory": NO_MEMORY, "not enough memory": NO_MEMORY, "allocate memory": NO_MEMORY,
+    "onnection closed by peer": "another process of this run is gone; --resume goes on",
+    "onnection reset by peer": "another process of this run is gone; --resume goes on",
+    "NCCL": "another process of this run is gone, or cannot be reached; --resume goes on",
+}
+
 
 def run_main(main) -> None:
     """Run a command: one clear line on stderr in place of a traceback."""
@@ -38,6 +47,11 @@ def run_main(main) -> None:
     except BrokenPipeError:  # such as python export.py RUN | head -3
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
         fail("nobody reads the output any more", 1)
+    except (RuntimeError, MemoryError) as error:  # torch has no kinds of its own for these
+        known = next((said for sign, said in TORCH_ERRORS.items() if sign in str(error)), None)
+        if known is None and not isinstance(error, MemoryError):
+            raise
+        fail(known or NO_MEMORY, 1)
     except OSError as error:
         mend = f"; {MENDS[error.errno]}" if error.errno in MENDS else ""
         fail(f"{error.filename or 'a file'}: {error.strerror or error}{mend}", 1)

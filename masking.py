@@ -377,12 +377,6 @@ class Pruner:
         kept = sum(int(torch.count_nonzero(m.M)) for m in self.matrices)
         return kept / sum(m.M.numel() for m in self.matrices)
 
-    def remove(self) -> None:
-        """Bake the masks in: the model keeps W ⊙ M as ordinary trainable weights."""
-        for m in self.matrices:
-            m.W, m.M, m.ever_pruned = m.weight, None, None
-        self.masked = False
-
 
 def encoder_matrices(model: nn.Module) -> dict[str, nn.Parameter]:
     """The paper's matrices: query, key, value, attention output and the two of the feed-forward

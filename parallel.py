@@ -60,6 +60,17 @@ def share(index: np.ndarray) -> tuple[np.ndarray, float]:
     return (rows, factor) if len(rows) else (index[-1:], 0.0)
 
 
+def pieces(index: np.ndarray, wanted: int) -> int:
+    """In how many pieces every process works through its share of a batch: as many as wanted, if
+    the smallest share has so many rows, since gradients are averaged after each."""
+    return min(wanted, max(1, len(index) // world()))
+
+
+def seed(seed: int, t: int) -> None:
+    """Dropout's noise of step t: its own on each process, and the same after a resume."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, t, rank()]).generate_state(1)[0]))
+
+
 def mean(value: float) -> float:
     """A number averaged over the processes."""
     if world() == 1:

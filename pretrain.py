@@ -7,7 +7,6 @@ The result lands in $MOVEMENT_CACHE (default ~/.cache/movement-pruning) as a Hug
 named by all that made it; train.py makes it on first use and finds it again afterwards.
 """
 
-import argparse
 import itertools
 import math
 import re
@@ -15,12 +14,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import tokenizers
 import torch
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 from torch.nn import functional as F
 from tqdm import tqdm
 
 import bert
+import cli
 import data
 import sample_data
 from files import UserError, cached, run_main, write_atomically
@@ -36,6 +37,10 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 def is_small(model: str) -> bool:
     """Is `model` this file's small BERT, or a folder?"""
     return model.split(":")[0] in ("small", "untrained")
+
+
+def is_untrained(model: str) -> bool:
+    return model.split(":")[0] == "untrained"
 
 
 def parse_size(name: str) -> tuple[int, int]:
@@ -133,7 +138,7 @@ def small_bert(name: str = "small") -> Path:
     kind = name.split(":")[0]
 
     def make_and_tell(folder: Path) -> None:
-        if kind == "untrained":
+        if is_untrained(name):
             return make(folder, layers, width, 0)
         print(f"pretraining the small BERT once ({layers} layers × {width} wide, on generated "
               f"text) → {folder.parent}", flush=True)
@@ -143,13 +148,15 @@ def small_bert(name: str = "small") -> Path:
         torch.set_num_threads(threads)
         print(f"pretraining took {time.time() - began:.0f} s", flush=True)
 
-    sources = ["pretrain.py", "bert.py", *sample_data.SOURCES]
-    return cached(f"{kind}-{layers}x{width}", sources, torch.__version__, make_and_tell)
+    sources = ["pretrain.py", "bert.py", "data.py", *sample_data.SOURCES]
+    libraries = f"{torch.__version__} {tokenizers.__version__}"
+    return cached(f"{kind}-{layers}x{width}", sources, libraries, make_and_tell)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="small", help="small or small:LAYERSxWIDTH")
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("--model", default="small", metavar="NAME",
+                        help="small or small:LAYERSxWIDTH")
     print(small_bert(parser.parse_args().model))
 
 

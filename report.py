@@ -7,6 +7,7 @@ import torch
 
 import data
 import parallel
+import pretrain
 
 
 def say(text: str) -> None:
@@ -82,8 +83,9 @@ def describe(s, rows, features, held, model, pruner, fresh, folder, why) -> str:
     entries = sum(m.W.numel() for m in pruner.matrices)
     parameters = sum(p.numel() for p in model.parameters())
     weights = ("pretrained on generated text; real weights: --model bert-base-uncased"
-               if s["model"].startswith("small") else "random weights"
-               if s["model"].startswith("untrained") else "")
+               if pretrain.is_small(s["model"]) else "")
+    if pretrain.is_untrained(s["model"]):
+        weights = "random weights"
     if s["penalty"] is not None:
         aim = f"λ fixed at {s['penalty']:g} (the density follows from it)"
     elif pruner.has_penalty:
@@ -117,6 +119,9 @@ def describe(s, rows, features, held, model, pruner, fresh, folder, why) -> str:
                    f"{s['precision']} ({why})",
         "output": str(folder),
     }
+    left_out = sum(getattr(r, "skipped", 0) for r in (rows, *(r for r, _ in held.values())))
+    if left_out:
+        lines["note"] = f"{left_out} rows without a label, or torn, are left out"
     if getattr(rows, "unfound", 0):
         lines["note"] = f"{rows.unfound} answers are not where the file says; not trained on"
     return "\n".join(f"{name:9} {text}" for name, text in lines.items())

@@ -10,6 +10,7 @@ interruption.
 import io
 import json
 import platform
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -67,17 +68,19 @@ def choose_folder(s: dict, overwrite: bool, resume: bool) -> Path:
     """
     if not parallel.is_main():
         return parallel.same(None)
+    if overwrite and resume:
+        raise UserError("--overwrite starts anew, --resume goes on; give one of them")
     folder = Path(s["output"] or default_folder(s, free=not (overwrite or resume)))
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; --output names a folder")
     check_writable(folder)
-    if taken(folder) and not resume:
-        if not overwrite:
+    if taken(folder):
+        if not (overwrite or resume):
             raise UserError(f"{folder}: holds files already; choose another --output, "
                             "or --resume, or --overwrite")
         if not (folder / "run.json").exists():
-            raise UserError(f"{folder}: does not hold a run, so --overwrite leaves it alone; "
-                            "choose another --output")
+            raise UserError(f"{folder}: does not hold a run, so it is left alone; choose another "
+                            "--output")
     return parallel.same(folder)
 
 
@@ -104,8 +107,8 @@ def versions() -> dict:
 class Run:
     """A run under way: its bar, its log, its checkpoints. Only the main process shows or writes.
 
-    A checkpoint holds weights, scores, masks, optimiser, schedule, λ's search and the state of
-    the random numbers; the order of the data follows from seed and step.
+    A checkpoint holds weights, scores, masks, optimiser, schedule and λ's search; the order of the
+    data and all noise follow from seed and step.
     """
 
     def __init__(self, folder: Path, s: dict, pruner, fingerprint: str, resume: bool,
@@ -113,7 +116,7 @@ class Run:
         self.folder, self.s, self.pruner, self.resume = folder, s, pruner, resume
         self.overwrite = overwrite
         self.fixed = {k: v for k, v in s.items() if k not in ("output", "save_every")}
-        self.fixed["data_fingerprint"] = fingerprint
+        self.fixed |= {"data_fingerprint": fingerprint, "device": s["device"].split(":")[0]}
         self.T, self.t, self.seconds, self.smooth = s["steps"], 0, 0.0, None
         self.bar, self.log, self.stopping = None, None, False
 
@@ -130,19 +133,30 @@ class Run:
             if not self.resume:  # metrics.json first: what lacks a part is never called finished
                 for name in ("metrics.json", *FILES):
                     (self.folder / name).unlink(missing_ok=True)
+                for path in self.folder.glob("predictions-*"):  # and what was made of the old run
+                    path.unlink()
+                shutil.rmtree(self.folder / "export", ignore_errors=True)
             write_json(self.folder / "run.json", self.fixed | versions() | {
                 "output": str(self.folder), "processes": parallel.world()})
         self.handler = signal.signal(signal.SIGINT, self.interrupt)
         return self
 
     def __exit__(self, *error):
+        self.end()
+        if parallel.is_main():
+            self.release()
+
+    def end(self):
+        """No more steps: the clock stops, and Ctrl-C is Python's own again."""
         signal.signal(signal.SIGINT, self.handler)
-        self.seconds += time.perf_counter() - self.began
+        self.seconds, self.began = self.elapsed(), None
         if self.bar is not None:
             self.bar.close()
             self.log.close()
-        if parallel.is_main():
-            self.release()
+
+    def elapsed(self) -> float:
+        """Seconds of training, those before an interruption included."""
+        return self.seconds + (time.perf_counter() - self.began if self.began else 0)
 
     def release(self):
         self.lock.close()
@@ -192,9 +206,6 @@ class Run:
     def put_back(self, state: dict) -> None:
         for part, saved in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(saved)
-        torch.set_rng_state(state["rng"])
-        if state["cuda_rng"]:
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
         self.t, self.seconds, self.smooth = (
             int(state["t"]), float(state["seconds"]), float(state["smooth"]))
         if not 0 < self.t <= self.T:
@@ -205,12 +216,9 @@ class Run:
         if not parallel.is_main():
             return
         buffer = io.BytesIO()
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         torch.save({
             "settings": json.dumps(self.fixed), "t": self.t, "smooth": self.smooth,
-            "seconds": self.seconds + time.perf_counter() - self.began,
-            "parts": [part.state_dict() for part in self.parts],
-            "rng": torch.get_rng_state(), "cuda_rng": cuda,
+            "seconds": self.elapsed(), "parts": [part.state_dict() for part in self.parts],
         }, buffer)
         write_atomically(self.checkpoint, buffer.getbuffer())
 

@@ -177,7 +177,7 @@ def settings(args) -> dict:
     for name, value in asdict(recipe).items():
         if name not in ("penalties", "taught") and s.get(name) is None:
             s[name] = value
-    s["train_embeddings"] |= args.model.startswith("untrained")  # nothing there worth keeping
+    s["train_embeddings"] |= pretrain.is_untrained(args.model)  # nothing there worth keeping
     s["penalty"] = choose_penalty(args, recipe)
     s["device"] = choose_device(args.device)
     if args.method == "dense":
@@ -217,7 +217,7 @@ def choose_precision(wanted: str, device: str, width: int) -> tuple[str, str]:
     if wanted != "auto":
         return wanted, "as asked"
     if device.startswith("cuda"):
-        good = torch.cuda.is_bf16_supported()
+        good = torch.cuda.is_bf16_supported(including_emulation=False)
         return ("bf16", "the GPU has it") if good else ("fp32", "the GPU has no bf16")
     if device == "cpu":
         has = torch.cpu.get_capabilities()

@@ -26,8 +26,6 @@ from tokenizers import Tokenizer
 import data
 from files import UserError, read_json, write_json
 
-FILES = {"train": "train-v1.1.json", "": "dev-v1.1.json"}  # split → file in DIR/SQuAD
-
 # ------------------------------------------------------------------------------- questions
 
 

@@ -56,11 +56,11 @@ def read(task: data.Task, folder: Path, split: str):
         task, folder, split)
 
 
-def load_rows(s: dict, task: data.Task):
-    """Training rows, and evaluation rows by split. All is read and checked before rows are drawn.
-    """
+def load_rows(s: dict, task: data.Task, training: bool = True):
+    """Training rows (None if they are not wanted), and evaluation rows by split. All is read and
+    checked before rows are drawn."""
     folder = data_folder(s["data"], s["task"])
-    train = read(task, folder, "train")
+    train = read(task, folder, "train") if training or s["held_out"] else None
     if s["held_out"]:
         order = np.random.default_rng(0).permutation(len(train))
         cut = max(1, round(s["held_out"] * len(train)))
@@ -68,7 +68,7 @@ def load_rows(s: dict, task: data.Task):
         train = train.take(np.sort(order[cut:]))
     else:
         held = {split: read(task, folder, split) for split, _ in task.dev}
-    train = data.draw(train, s["max_train_rows"])
+    train = data.draw(train, s["max_train_rows"]) if training else None
     return train, {split: data.draw(rows, s["max_eval_rows"]) for split, rows in held.items()}
 
 
@@ -108,7 +108,7 @@ def load_model(s: dict, task: data.Task):
     check_fits(config, tokenizer, folder, task, s["max_length"])
     head, outputs = ("span", 2) if task.span else ("classification", len(task.labels) or 1)
     torch.manual_seed(s["seed"])  # after pretraining, which draws numbers too
-    if s["model"].startswith("untrained"):
+    if pretrain.is_untrained(s["model"]):
         model, fresh = bert.create(config, head, outputs), ["everything"]
     else:
         model, fresh = bert.load(folder, head, outputs)
@@ -194,13 +194,15 @@ def train(model, pruner, features, schedule, s, run, teacher=None) -> None:
     net.train()
     for t, index in zip(range(begin, T), batches_from(begin, features, s["batch_size"], s["seed"])):
         pruner.refresh(t)
+        parallel.seed(s["seed"], t)
         loss, (rows, factor) = 0.0, parallel.share(index)
-        for piece in np.array_split(rows, min(s["grad_accum"], len(rows))):
+        for piece in np.array_split(rows, parallel.pieces(index, s["grad_accum"])):
             L = batch_loss(net, features, piece, s, teacher) * (len(piece) / len(rows) * factor)
             L.backward()
             loss += L.item()
         loss = parallel.mean(loss)
-        pruner.backward(t, scheduler.get_last_lr()[-1])
+        rates = scheduler.get_last_lr()
+        pruner.backward(t, rates[-1])
         norm = float(torch.nn.utils.clip_grad_norm_(learned, 1.0))
         if not math.isfinite(loss + norm):  # before it reaches the weights, or a checkpoint
             raise RunError(f"the loss is {loss} at step {t}, the length of its gradient {norm}; "
@@ -209,7 +211,7 @@ def train(model, pruner, features, schedule, s, run, teacher=None) -> None:
         scheduler.step()
         optimizer.zero_grad()
         parallel.check_equal(pruner, t)
-        run.step(t, loss, scheduler.get_last_lr())
+        run.step(t, loss, rates)
     pruner.refresh(T, training=False)
 
 
@@ -287,16 +289,17 @@ def main() -> None:
     teacher = teacher_outputs(s, task, tokenizer, features)
     with runs.Run(folder, s, pruner, rows.fingerprint, args.resume, args.overwrite) as run:
         train(model, pruner, features, schedule, s, run, teacher)
-    if not parallel.is_main():
-        return
-    found, predicted = evaluate(model, task, held, s)
-    report.warn_of_one_class(task, predicted)
-    metrics = report.summary(s, model, pruner, found, rows, features, held, run)
-    runs.save(folder, model, task, tokenizer, model_folder, pruner)
-    if task.span:
-        squad.write(folder, *predicted[""])
-    write_json(folder / "metrics.json", metrics)
-    run.forget()
+        run.end()
+        if not parallel.is_main():
+            return
+        runs.save(folder, model, task, tokenizer, model_folder, pruner)
+        found, predicted = evaluate(model, task, held, s)
+        report.warn_of_one_class(task, predicted)
+        metrics = report.summary(s, model, pruner, found, rows, features, held, run)
+        if task.span:
+            squad.write(folder, *predicted[""])
+        write_json(folder / "metrics.json", metrics)
+        run.forget()
     report.say(report.result(metrics, folder))
 
 

@@ -106,6 +106,43 @@ def test_a_gradient_that_turns_infinite_never_reaches_a_checkpoint(place, monkey
     assert torch.load("new/checkpoint.pt", weights_only=True)["t"] == 10
 
 
+@pytest.mark.parametrize("message, said", [
+    ("CUDA out of memory. Tried to allocate 2 GiB", "a smaller --batch-size"),
+    ("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried", "--grad-accum"),
+    ("[gloo] Connection closed by peer [127.0.0.1]:1", "--resume goes on"),
+])
+def test_what_torch_says_in_a_page_is_one_line(message, said, capsys):
+    def fails():
+        raise RuntimeError(message)
+
+    with pytest.raises(SystemExit) as end:
+        files.run_main(fails)
+    check_refused((end.value.code, *capsys.readouterr()), said, status=1)
+
+
+def test_other_errors_of_torch_are_not_hidden():
+    def fails():
+        raise RuntimeError("a mistake in the program")
+
+    with pytest.raises(RuntimeError, match="a mistake"):
+        files.run_main(fails)
+
+
+def test_evaluation_needs_no_training_rows(place):
+    (place.folder / "data" / "SST-2" / "train.tsv").unlink()
+    status, said, error = place("evaluate.py", "run")
+    assert status == 0 and "accuracy" in said, error
+
+
+def test_a_new_run_leaves_nothing_of_the_old_one(place):
+    assert place("export.py", "run")[0] == 0
+    assert place("evaluate.py", "run", "--predict", "data/SST-2/dev.tsv")[0] == 0
+    assert (place.folder / "run" / "predictions-dev.tsv").exists()
+    assert place.train("--overwrite", "--keep", "0.5")[0] == 0
+    left = {p.name for p in (place.folder / "run").iterdir()}
+    assert "metrics.json" in left and not left & {"export", "predictions-dev.tsv"}
+
+
 CHECKPOINTS = {
     "empty": b"", "text": b"hello", "a pickle with code": pickle.dumps(Trap()),
     "other contents": {"settings": "{}", "t": 3}, "a list": [1, 2],

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 
 import numpy as np
@@ -222,6 +223,13 @@ def test_anatomy_by_hand(tiny_run):
     said = anatomy.text(a, found)
     assert "nothing left of 1 of 2 heads and 2 of 4 neurons" in said
     assert "20.00 % of the weights ever pruned came back" in said
+
+
+def test_anatomy_of_l0_looks_through_its_gates(tiny_run):
+    (tiny_run / "metrics.json").write_text(json.dumps({"method": "l0", "density": 0.25}))
+    query = anatomy.read(tiny_run).parts[0]
+    gate = 1.2 / (1 + math.exp(-1)) - 0.1  # of a score of 1, at test time
+    assert query.W[0, 1] == pytest.approx(-1.5 / gate) and query.W[3, 3] == -1.25
 
 
 def test_anatomy_without_the_starting_weights(tiny_run):

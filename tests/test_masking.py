@@ -350,6 +350,14 @@ def test_penalty_search_counts_what_the_floor_keeps():
         assert control.quantile([high, low]) == q
 
 
+def test_penalty_search_goes_on_where_the_penalty_has_no_slope_left():
+    """Scores that ran away: σ'(q) is 0 in float32, and λ is finite all the same."""
+    scores = [torch.linspace(100, 200, 1000)]
+    for method in ("soft_movement", "l0"):
+        control = PenaltyControl(0.1, masking.METHODS[method](), NOW)
+        assert all(0 < control.update(t, scores, 1e-3, 0.1) < math.inf for t in (1, 2, 3))
+
+
 # -- any model
 
 

@@ -1,4 +1,4 @@
-"""Two processes on one machine: the same result as one, and a clear end when one dies."""
+"""Two processes on one machine: the same result as one, and a way on when one dies."""
 
 import json
 import os
@@ -7,13 +7,18 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 
+import parallel
+import runs
+
 WORDS = ("--task", "mnli", "--method", "movement", "--model", "untrained:1x32", "--max-length", 32,
-         "--max-train-rows", 320, "--max-eval-rows", 40, "--steps", 120)
+         "--max-train-rows", 331, "--max-eval-rows", 40, "--steps", 120, "--save-every", 10,
+         "--grad-accum", 6)  # the last batch is 11 rows: 6 and 5 of two processes
 
 
 def torchrun(*words, **options):
@@ -31,16 +36,22 @@ def one(command, tmp_path_factory):
     return folder
 
 
-def test_two_processes_do_what_one_does(one, tmp_path):
-    running = torchrun("--output", tmp_path / "r")
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two") / "r"
+    running = torchrun("--output", folder)
     out, err = running.communicate(timeout=120)
     assert running.returncode == 0, err
     assert out.count("schedule ") == 1, "only the main process prints"
     assert "2 processes" in out
+    return folder
+
+
+def test_two_processes_do_what_one_does(one, two):
     logs = [[json.loads(line)["loss"] for line in (folder / "log.jsonl").open()]
-            for folder in (one, tmp_path / "r")]
+            for folder in (one, two)]
     assert logs[0] == pytest.approx(logs[1], abs=1e-3)
-    single, double = (load_file(folder / "model.safetensors") for folder in (one, tmp_path / "r"))
+    single, double = (load_file(folder / "model.safetensors") for folder in (one, two))
     same = [torch.equal(single[n] == 0, double[n] == 0) for n in single if "layer" in n]
     close = [torch.allclose(single[n], double[n], atol=1e-3) for n in single]
     assert sum(same) >= 0.8 * len(same) and sum(close) >= 0.8 * len(close)
@@ -51,13 +62,54 @@ def children(pid):
     return [int(p) for p in out.stdout.split()]
 
 
-def test_a_killed_process_ends_the_job(one, tmp_path):
-    running = torchrun("--output", tmp_path / "r", "--steps", 20_000)
+def test_a_killed_process_ends_the_job_which_resumes_to_the_same_bits(two, tmp_path):
+    running = torchrun("--output", tmp_path / "r")
     end = time.time() + 60
-    while not (tmp_path / "r" / "log.jsonl").exists() and time.time() < end:
-        time.sleep(0.1)
+    while not (tmp_path / "r" / "checkpoint.pt").exists() and time.time() < end:
+        time.sleep(0.02)
     os.kill(children(running.pid)[-1], signal.SIGKILL)
     _, err = running.communicate(timeout=90)
     assert running.returncode != 0
     assert "Signal 9" in err or "SIGKILL" in err
     assert not (tmp_path / "r" / "metrics.json").exists()
+    running = torchrun("--output", tmp_path / "r", "--resume")
+    out, err = running.communicate(timeout=120)
+    assert running.returncode == 0 and "going on from step" in out, err
+    for name in ("model.safetensors", "pruning.safetensors"):
+        assert (tmp_path / "r" / name).read_bytes() == (two / name).read_bytes()
+
+
+def test_a_gpu_of_ones_own_is_no_other_setting(tmp_path):
+    """cuda:0 and cuda:1 of one run, or cuda before and cuda:0 now, take the same checkpoint."""
+    fixed = [runs.Run(tmp_path, {"device": device, "steps": 1}, None, "", True).fixed
+             for device in ("cuda", "cuda:0", "cuda:1")]
+    assert fixed[0] == fixed[1] == fixed[2]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 11, 21, 32])
+def test_every_process_goes_through_as_many_pieces(rows, monkeypatch):
+    """Gradients are averaged after each piece: one process with more would wait for ever."""
+    index = np.arange(rows)
+    for world in (1, 2, 3):
+        monkeypatch.setenv("WORLD_SIZE", str(world))
+        for wanted in (1, 4, 16):
+            sizes = []
+            for rank in range(world):
+                monkeypatch.setenv("RANK", str(rank))
+                own, _ = parallel.share(index)
+                pieces = np.array_split(own, parallel.pieces(index, wanted))
+                assert all(len(piece) for piece in pieces)
+                sizes.append(len(pieces))
+            assert len(set(sizes)) == 1 and sizes[0] <= wanted
+
+
+def test_noise_follows_from_seed_step_and_process(monkeypatch):
+    def noise(seed, t, rank=0):
+        monkeypatch.setenv("RANK", str(rank))
+        parallel.seed(seed, t)
+        return torch.rand(4).tolist()
+
+    first = noise(3, 5)
+    torch.rand(7)
+    assert noise(3, 5) == first
+    assert len({tuple(noise(*at)) for at in ((3, 5), (3, 6), (4, 5), (3, 5, 1))}) == 4

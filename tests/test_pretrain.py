@@ -84,3 +84,9 @@ def test_sizes(name, size):
 def test_wrong_sizes_are_refused(name):
     with pytest.raises(UserError, match="--model"):
         pretrain.parse_size(name)
+
+
+def test_a_folder_is_not_taken_for_the_small_bert():
+    names = ("small", "small:2x64", "untrained", "untrained:2x64", "small-bert", "untrained-bert/")
+    assert [pretrain.is_small(name) for name in names] == [True] * 4 + [False] * 2
+    assert [pretrain.is_untrained(name) for name in names] == [False] * 2 + [True] * 2 + [False] * 2

@@ -20,6 +20,7 @@ LETTERS = string.ascii_lowercase
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]",
               *LETTERS, *(f"##{x}" for x in LETTERS), *"0123456789.,-"]
 
+FILES = ("train-v1.1.json", "dev-v1.1.json")
 BETWEEN_WORDS = set(string.punctuation + string.whitespace)
 
 
@@ -349,13 +350,13 @@ def test_a_context_without_tokens_is_answered_by_nothing(tokenizer, tmp_path):
 def sample(tmp_path_factory):
     folder = tmp_path_factory.mktemp("squad")
     for part, n in (("train", 800), ("dev", 400)):
-        save_as = folder / squad.FILES["train" if part == "train" else ""]
+        save_as = folder / f"{part}-v1.1.json"
         save_as.write_text(json.dumps(sample_squad.squad_json(part, n)))
     return folder
 
 
 def test_sample_is_exact_and_its_parts_are_apart(sample, tokenizer):
-    train, dev = (squad.read(sample / name) for name in squad.FILES.values())
+    train, dev = (squad.read(sample / name) for name in FILES)
     assert (len(train), len(dev)) == (800, 400)
     assert train.unfound == dev.unfound == 0
     assert not {q.context for q in train.rows} & {q.context for q in dev.rows}
@@ -386,14 +387,14 @@ def test_sample_needs_more_than_the_likest_sentence(sample):
 def test_pretraining_passages_are_neither_train_nor_dev(sample):
     rng = random.Random(0)
     texts = [sample_squad.passages(rng) for _ in range(300)]
-    known = {q.context for name in squad.FILES.values() for q in squad.read(sample / name).rows}
+    known = {q.context for name in FILES for q in squad.read(sample / name).rows}
     assert len(set(texts)) == 300
     assert not any(context in text for text in texts for context in known)
 
 
 def test_real_rows_come_back_exactly(real_data, real_model):
     tokenizer = data.load_tokenizer(real_model)
-    for name in squad.FILES.values():
+    for name in FILES:
         questions = squad.read(real_data / "SQuAD" / name).take(range(0, 10_000, 8))
         with_answer, exact = check_windows(questions, tokenizer, 384, 128, 64)
         assert with_answer >= len(questions) and exact >= 0.98 * with_answer

@@ -49,8 +49,9 @@ def test_folder_holds_what_the_contract_says(run):
     assert set(metrics["metrics"]) == {"accuracy_matched", "accuracy_mismatched"}
     assert all(0 <= value <= 100 for value in metrics["metrics"].values())
     assert (metrics["steps"], metrics["train_rows"], metrics["eval_rows"]) == (40, 320, 80)
-    steps = [json.loads(line)["step"] for line in (folder / "log.jsonl").open()]
-    assert steps == [0, 10, 20, 30, 39]
+    lines = [json.loads(line) for line in (folder / "log.jsonl").open()]
+    assert [line["step"] for line in lines] == [0, 10, 20, 30, 39]
+    assert lines[0]["lr"] == 0 < lines[-1]["lr"], "the rate that the step itself had"
     for word in ("task", "data", "model", "method", "schedule", "output", "next:"):
         assert word in said
 
@@ -217,6 +218,11 @@ def test_an_output_folder_in_use_is_left_alone(run, command, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     done = command("train.py", "--task", "mnli", *TINY, "--output", tmp_path, "--overwrite")
     assert done.returncode == 2 and "does not hold a run" in done.stderr
+    done = command("train.py", "--task", "mnli", *TINY, "--output", tmp_path, "--resume")
+    assert done.returncode == 2 and "does not hold a run" in done.stderr
+    done = command("train.py", "--task", "mnli", *TINY, "--output", folder, "--resume",
+                   "--overwrite")
+    assert done.returncode == 2 and "give one of them" in done.stderr
     assert (tmp_path / "thesis.txt").exists() and (folder / "metrics.json").read_bytes() == before
 
 
