@@ -25,14 +25,10 @@ def is_count(value) -> bool:
     return type(value) is int and 0 < value < 10**9
 
 
-def is_count_or_none(value) -> bool:
-    return value is None or is_count(value)
-
-
 KEPT = {  # what is taken from run.json, and the values that train.py can have written
     "task": lambda v: v in list(data.TASKS), "data": lambda v: isinstance(v, str),
     "max_length": is_count, "doc_stride": is_count, "batch_size": is_count,
-    "max_eval_rows": is_count_or_none,
+    "max_eval_rows": lambda v: v is None or is_count(v),
     "held_out": lambda v: v is None or (type(v) is float and 0 < v < 1),
     "precision": lambda v: v in ("auto", "fp32", "bf16")}
 

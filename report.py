@@ -82,10 +82,9 @@ def describe(s, rows, features, held, model, pruner, fresh, folder, why) -> str:
     evaluated = " + ".join(f"{len(r):,}{k.replace('_', ' ')}" for k, (r, _) in held.items())
     entries = sum(m.W.numel() for m in pruner.matrices)
     parameters = sum(p.numel() for p in model.parameters())
-    weights = ("pretrained on generated text; real weights: --model bert-base-uncased"
+    weights = ("random weights" if pretrain.is_untrained(s["model"]) else
+               "pretrained on generated text; real weights: --model bert-base-uncased"
                if pretrain.is_small(s["model"]) else "")
-    if pretrain.is_untrained(s["model"]):
-        weights = "random weights"
     if s["penalty"] is not None:
         aim = f"λ fixed at {s['penalty']:g} (the density follows from it)"
     elif pruner.has_penalty:
