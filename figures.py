@@ -145,7 +145,7 @@ def dense_models(axis, dense: list[dict], metric: str, column: str) -> None:
         axis.plot(x, y, "-", color="black", marker="*", markersize=10, linewidth=1,
                   label="dense, by size")
         axis.vlines(x, low, high, color="black", linewidth=3, alpha=0.3)
-        axis.margins(y=0.15)  # room for the names
+        axis.margins(0.12, 0.2)  # room for the names
         for at, model in zip(zip(x, y), models):
             axis.annotate(size_name(model), at, (0, -16), textcoords="offset points", ha="center",
                           fontsize=9, bbox={"color": "white", "alpha": 0.7, "pad": 0.5})
