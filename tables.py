@@ -27,6 +27,8 @@ HERE = Path(__file__).parent
 PAGES = [HERE / "README.md", HERE / "results" / "README.md"]
 MARK = re.compile(r"(<!-- table: (\S+)(.*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 MISSING = "not run here"
+SETTINGS = ("lr", "score_lr", "batch_size", "max_length", "warmup", "train_rows", "precision")
+PRUNING = ("hold", "cooldown")  # SETTINGS too, but for dense
 PAPER_METRICS = {
     "squad": ("EM", "F1"), "mnli": ("accuracy matched", "mismatched"), "qqp": ("accuracy", "F1")}
 
@@ -35,15 +37,18 @@ PAPER_METRICS = {
 
 
 def series_of(found: list[dict], by=()) -> dict[str, list[dict]]:
-    """Rows of one task by what they compare: the method, whatever else sets them apart, and the
-    columns `by`."""
+    """Rows of one task by what they compare: the method, the columns `by`, and whatever else sets
+    rows of that method apart."""
     def order(row):
         return (method_order(row["method"]), bool(row["teacher"]),
                 bool(row["freeze"]), row["scope"] == "global", float(row["epochs"]))
 
     series = {}
     for row in sorted(found, key=order):
-        rest = "".join(f", {column} {row[column]}" for column in by if row[column])
+        like = [r for r in found if r["method"] == row["method"]]
+        apart = [c for c in SETTINGS + PRUNING * (row["method"] != "dense")
+                 if c not in by and len({r.get(c) for r in like} - {None, ""}) > 1]  # "": not known
+        rest = "".join(f", {c} {row[c]}" for c in (*by, *apart) if row.get(c))
         series.setdefault(label(row, found) + rest, []).append(row)
     return series
 
@@ -107,8 +112,9 @@ def cell_text(cell: list[dict], metrics: list[str]) -> str:
     if not cell:
         return MISSING
     found = [values(cell, metric) for metric in metrics]
-    text = " / ".join(f"{statistics.mean(v):.1f}" + (f" ± {statistics.stdev(v):.1f}"
-                                                     if len(v) > 1 else "") for v in found)
+    text = " / ".join(
+        f"{statistics.mean(v):.1f}" + (f" ± {statistics.stdev(v):.1f}" if len(v) > 1 else "")
+        if v else "–" for v in found)
     density = statistics.mean(values(cell, "density"))
     missed = any(row["on_target"] == "False" for row in cell)
     reached = f", {100 * density:.1f} % left" if missed else ""
@@ -157,8 +163,12 @@ def caption(found: list[dict], name: str) -> str:
 def paper_table(found: list[dict], keeps, tasks, distilled: str) -> str:
     """Tables 2 and 3 from the authors' runs: those of ranked methods as they are, the others
     linearly interpolated between neighbours, as in the paper."""
+    if not found:
+        return f"*{MISSING}*\n"
     keeps, body = keeps or ["0.1", "0.03"], []
     for task in tasks or PAPER_METRICS:
+        if task not in PAPER_METRICS:
+            raise UserError(f"tasks={task}: the paper has {', '.join(PAPER_METRICS)}")
         for method in ("magnitude", "l0", "movement", "soft_movement"):
             own = [row for row in found if (row["task"], row["method"], row["distilled"])
                    == (task, method, distilled) and row["scope"] == paper_scope(method)]
@@ -194,7 +204,7 @@ def benchmark_table(path: Path, parts: list[str]) -> str:
                       else f"{row['ms']:,.0f} ms, {row['tokens_per_second']:,.0f} tokens/s")
             body.append([row["part"], row["name"], row["size"], f"{row['ratio']:.2f}{spread}",
                          amount])
-    return render(["", "", "model, batch", "ratio", "amount"], body) + (
+    return render(["part", "what", "model, batch", "ratio", "amount"], body) + (
         f"\nmedians; {result['machine']}, {result['threads']} threads, torch {result['torch']}, "
         f"{result['precision']}; from `results/{path.name}`\n")
 
@@ -227,8 +237,6 @@ def chosen(found: list[dict], filters: dict[str, str]) -> list[dict]:
             return cell == value
 
     for column, wanted in filters.items():
-        if found and column not in found[0]:
-            raise UserError(f"table option {column}=: there is no such column")
         found = [r for r in found if any(same(r[column], v) for v in wanted.split(","))]
     return found
 
@@ -239,12 +247,19 @@ def table(name: str, options: dict[str, str], folder: Path) -> str:
     lists = ("methods", "keep", "tasks", "metric", "by", "columns", "parts")
     methods, keeps, tasks, metric, by, columns, parts = (
         [v for v in options.pop(name, "").split(",") if v] for name in lists)
-    keeps = [f"{float(keep):g}" for keep in keeps]  # as the CSV has them
+    try:
+        keeps = [f"{float(keep):g}" for keep in keeps]  # as the CSV has them
+    except ValueError:
+        raise UserError(f"keep={','.join(keeps)} is not a list of numbers") from None
     if name == "benchmark":
         return benchmark_table(folder / "benchmark.json", parts)
     found = rows.read(folder / f"{name}.csv")
     if name == "paper_runs":
         return paper_table(found, keeps, tasks, options.get("distilled", "no"))
+    for column in (*metric, *by, *columns, *options):
+        if found and column not in found[0]:
+            raise UserError(f"{name}.csv has no column {column}"
+                            + cli.nearest(column, list(found[0])))
     found = chosen(found, options)
     if columns:
         return plain_table(found, columns, name)
@@ -256,8 +271,10 @@ def table(name: str, options: dict[str, str], folder: Path) -> str:
 def fill(text: str, folder: Path) -> str:
     """`text` with every table between its markers made anew from the CSV files of `folder`."""
     def made(match):
-        options = dict(word.split("=", 1) for word in match[3].split())
         try:
+            if wrong := [word for word in match[3].split() if "=" not in word]:
+                raise UserError(f"{wrong[0]}: options are written NAME=VALUE")
+            options = dict(word.split("=", 1) for word in match[3].split())
             return match[1] + table(match[2], options, folder) + match[5]
         except UserError as error:
             raise UserError(f"table {match[2]}: {error}") from None

@@ -85,7 +85,7 @@ def test_options_name_rows_columns_metrics_and_filters(results):
         ["", "movement", "80.0 / 60.0 (1)", "not run here"]]
     assert [line[1] for line in lines(tables.table("made", {"tasks": "sst2"}, folder))[2:]] == [
         "movement", "movement + teacher"]
-    with pytest.raises(UserError, match="no such column"):
+    with pytest.raises(UserError, match="has no column techer; did you mean teacher"):
         tables.table("made", {"techer": ""}, folder)
 
 
@@ -132,7 +132,7 @@ def test_a_benchmark_becomes_a_table(tmp_path):
     (tmp_path / "benchmark.json").write_text(json.dumps(
         {"machine": "M", "threads": 2, "torch": "T", "precision": "bf16", "rows": [peak, step]}))
     made = tables.table("benchmark", {"parts": "methods"}, tmp_path)
-    assert lines(made) == [["", "", "model, batch", "ratio", "amount"], ["---"] * 5, [
+    assert lines(made) == [["part", "what", "model, batch", "ratio", "amount"], ["---"] * 5, [
         "methods", "movement", "2×8, 1×4 tokens", "1.05 (1.01 to 1.20)", "12 ms, 4,568 tokens/s"]]
     made = tables.table("benchmark", {"parts": "memory"}, tmp_path)
     assert lines(made)[2] == ["memory", "l0", "2×8", "1.10", "3 MB"]
