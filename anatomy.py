@@ -16,6 +16,7 @@ import torch
 import bert
 import masking
 import pretrain
+import runs
 import train
 from files import UserError, read_json
 
@@ -67,7 +68,16 @@ def read(run: Path) -> Anatomy:
         pruning = safetensors.numpy.load_file(run / "pruning.safetensors")
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{run / 'pruning.safetensors'}: not readable ({error})") from None
-    start, note = starting_weights(made["model"])
+    try:
+        return assemble(run, metrics, made, weights, pruning)
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{run}: not a folder as train.py leaves it ({error!r}); train again with "
+                        "--overwrite") from None
+
+
+def assemble(run: Path, metrics: dict, made: dict, weights: dict, pruning: dict) -> Anatomy:
+    """From the JSON files of a run's folder, and the tensors of its two others."""
+    start, note = starting_weights(made["model"], metrics.get("start_fingerprint"))
     parts = []
     for name, tensor in weights.items():
         found = NAME.fullmatch(name)
@@ -82,6 +92,8 @@ def read(run: Path) -> Anatomy:
             parts.append(Part(
                 int(found[1]), MATRICES[found[2]], W, M, start.get(name),
                 S, None if ever is None else bits(ever, M.shape)))
+    if not parts:
+        raise ValueError("no matrices of an encoder in it")
     parts.sort(key=lambda p: (p.layer, list(MATRICES.values()).index(p.name)))
     method, keep = metrics["method"], metrics["density"]
     label = f"{method}, {100 * keep:.3g} %" + (", global" * (made.get("scope") == "global"))
@@ -93,8 +105,8 @@ def bits(packed: np.ndarray, shape) -> np.ndarray:
     return np.unpackbits(packed, count=int(np.prod(shape))).reshape(shape).astype(bool)
 
 
-def starting_weights(model: str) -> tuple[dict[str, np.ndarray], str]:
-    """The pretrained matrices by name, and why there are none."""
+def starting_weights(model: str, known: str | None) -> tuple[dict[str, np.ndarray], str]:
+    """The pretrained matrices by name, and why there are none; `known`: the run's fingerprint."""
     if pretrain.is_untrained(model):
         return {}, "it started from random weights: nothing to compare with"
     try:
@@ -102,7 +114,10 @@ def starting_weights(model: str) -> tuple[dict[str, np.ndarray], str]:
     except UserError as error:
         return {}, f"without the starting weights ({error})"
     named = {bert.to_hf_name(bert.from_hf_name(name)): x for name, x in weights.items()}
-    return {name: x.float().numpy() for name, x in named.items() if NAME.fullmatch(name)}, ""
+    matrices = {name: x.float() for name, x in named.items() if NAME.fullmatch(name)}
+    if known not in (None, runs.fingerprint(matrices)):
+        return {}, f"without the starting weights: {model} is not today what the run began with"
+    return {name: x.numpy() for name, x in matrices.items()}, ""
 
 
 # ------------------------------------------------------------------------------- measuring it

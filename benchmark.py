@@ -1,6 +1,6 @@
 """What does pruning cost? Training steps side by side in one process, taking turns.
 
-    python benchmark.py --json FILE           everything, about a quarter of an hour on two cores
+    python benchmark.py --json FILE           all parts, about a quarter of an hour on two cores
     python benchmark.py --parts methods       masked step over dense step, each method
     python benchmark.py --quick               a tiny model, under 20 seconds
 
@@ -16,6 +16,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ import rows
 import runs
 import sparse
 import train
-from files import run_main, write_json
+from files import check_writable, run_main, write_json
 from settings import choose_device, choose_precision
 
 STAGES = ("refresh", "forward", "backward", "masks", "clip", "optimiser")
@@ -134,8 +135,8 @@ class Trainee:
 
 
 def now(device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
+    if device in ("cuda", "mps"):  # which work on while Python goes ahead
+        getattr(torch, device).synchronize()
     return time.perf_counter()
 
 
@@ -280,6 +281,9 @@ class Bench:
 
     def memory(self):
         """peak memory of a few steps, each in a process of its own / that of dense"""
+        if self.device == "cpu" and find_spec("resource") is None:
+            self.skipped["memory"] = "Python has no measure of it on Windows"
+            return
         for size in (self.small,) if self.quick else (SMALL, BASE):
             dense = None
             for method in ("dense", "movement") if self.quick else masking.METHODS:
@@ -326,7 +330,7 @@ def peak_memory(size: Size, method: str, precision: str, device: str) -> int:
         trainee.step(batch)
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    import resource  # not on Windows
+    import resource
     import sys
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -352,12 +356,14 @@ def main() -> None:
     p.add_argument("--parts", metavar="NAMES", help=f"of {','.join(PARTS)} (default all)")
     p.add_argument("--threads", type=cli.count, metavar="N", help="default: torch's choice")
     p.add_argument("--sparse", action="store_true", help="sparse inference too, see sparse.py")
-    p.add_argument("--json", metavar="FILE", help="write all figures here")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     args = p.parse_args()
     wanted = args.parts.split(",") if args.parts else PARTS
     for part in wanted:
         if part not in PARTS:
             p.error(f"--parts {part} is not known{cli.nearest(part, PARTS)}")
+    if args.json:
+        check_writable(args.json, file=True)
     if args.threads:
         torch.set_num_threads(args.threads)
     bench = Bench(choose_device("auto"), args.quick)

@@ -259,7 +259,8 @@ def trained(need: tuple[str, float, str], flags: list[str], output: Path) -> Tra
             raise RunError(f"{folder}: training ended with status {done.returncode}")
     found = anatomy.read(folder)
     if found.note:
-        raise UserError(f"{folder}: {found.note}; the claims compare with pretrained weights")
+        raise UserError(f"{folder}: {found.note}; the claims compare with them "
+                        "(another --output trains anew)")
     return Trained(found, read_json(folder / "metrics.json"))
 
 

@@ -44,7 +44,8 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action):
         default = action.default
-        if default in (None, False, argparse.SUPPRESS) or "default" in (action.help or ""):
+        unsaid = default is None or default is False or default is argparse.SUPPRESS  # 0 is said
+        if unsaid or "default" in (action.help or ""):
             return action.help
         if isinstance(default, list):
             default = ",".join(default)

@@ -35,7 +35,7 @@ def teacher_loss(student: Tensor, teacher: Tensor, usable: Tensor, temperature: 
     """How far the student's outputs are from the teacher's, for outputs of any task.
 
     student, teacher: (B, C) class logits, (B, 1) regression values, or (B, T, 2) span logits.
-    usable: (B, T) true at [CLS] and at the passage's tokens; only spans look at it.
+    usable: (B, T) true at [CLS] and in the second segment; only spans look at it.
     """
     if student.dim() == 3:  # mean of start and end, over the tokens that an answer can use
         student, teacher = (x.masked_fill(~usable[:, :, None], NEVER) for x in (student, teacher))

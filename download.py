@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 import data
 import squad
-from files import UserError, cached, write_atomically
+from files import UserError, cached, naming, write_atomically
 
 # ------------------------------------------------------------------------------- sources
 #
@@ -142,7 +142,7 @@ def chunks(reply):
 def receive(url: str, file: File, path: Path) -> None:
     """One attempt to write `file` to `path`, from its first byte on."""
     digest, size = hashlib.sha256(), 0
-    with open_address(url) as reply, open(path, "wb") as out, tqdm(
+    with open_address(url) as reply, naming(path), open(path, "wb") as out, tqdm(
             total=file.size, desc=file.name, unit="B", unit_scale=True, disable=None) as bar:
         if reply.length not in (None, file.size):
             raise UserError(f"{url}: the server offers {reply.length:,} bytes, but {file.size:,} "
@@ -205,7 +205,8 @@ def extract(path: Path, task: data.Task, place: Path) -> None:
             for name in wanted:
                 member = f"{task.folder}/{name}"
                 if member in source.namelist():
-                    with source.open(member) as file, open(place / name, "wb") as out:
+                    with source.open(member) as file, naming(place / name), open(
+                            place / name, "wb") as out:
                         while chunk := file.read(1 << 20):
                             out.write(chunk)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:

@@ -14,6 +14,7 @@ import numpy as np
 import cli
 import data
 import distill
+import report
 import sparse
 import squad
 import train
@@ -66,6 +67,7 @@ def settings(args) -> dict:
                                     "writes it")
             break
     s |= {k: v for k, v in vars(args).items() if k in KEPT and v is not None}
+    s["held_out"] = s["held_out"] if args.data is None else None  # was a share of the run's data
     if "task" not in s:
         raise UserError(f"{args.folder}: no run.json says what it was trained for; give --task")
     s["device"] = choose_device(args.device)
@@ -133,6 +135,7 @@ def main() -> None:
     if args.predict:
         return write_predictions(args, model, task, tokenizer, s, order)
     held = held_rows(s, task, tokenizer)
+    print(f"{report.source(s)} · {report.evaluated(s, held)}")
     began = time.perf_counter()
     metrics, predicted = train.evaluate(model, task, held, s, order)
     seconds = time.perf_counter() - began
@@ -146,6 +149,7 @@ def main() -> None:
     print(f"{inputs:,} inputs in {seconds:.1f} s ({inputs / seconds:.0f} a second)")
     write_json(args.folder / "evaluation.json", {
         "task": s["task"], "data": Path(s["data"]).name, "metrics": metrics, "inputs": inputs,
+        "eval_rows": sum(len(r) for r, _ in held.values()), "held_out": s["held_out"],
         "precision": s["precision"], "sparse": args.sparse, "seconds": seconds})
 
 

@@ -74,6 +74,8 @@ def load_method(path: Path):
     """The class Mine of a student's own file."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
+    if path.suffix != ".py":
+        raise UserError(f"{path}: not a Python file; its name is to end in .py")
     spec = importlib.util.spec_from_file_location("mine", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -97,6 +99,8 @@ def check_method(path: Path) -> str:
     steps = [claims.one_step(method, seed) for seed in range(200)]
     swaps = [first for changed, first, _ in steps if changed]
     rose = sum(first > 0 for first in swaps)
+    if not swaps:
+        raise RunError("not yet: no step on the scores changed the mask")
     if not rose:
         raise RunError(f"not yet: the loss fell to first order in all of {len(swaps)} swaps")
     return f"right: the loss rose to first order in {rose} of {len(swaps)} steps that swapped"

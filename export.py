@@ -131,7 +131,8 @@ def show(table: dict, weights: dict) -> str:
     lines += [f"{name:36}" + "".join(f"{size / 1e6:20.3f}" for size in row.values())
               for name, row in table.items()]
     return "\n".join(lines) + (
-        "\nbound: the entropy of the mask, n·H(k/n) bits a matrix, and the values uncompressed"
+        "\nbound: the entropy of the mask, n·H(k/n) bits a matrix, and the values uncompressed, "
+        "which a file with compressed values can undercut"
         "\n\nZeros in place make nothing smaller: a float32 zero takes the same 4 bytes as any "
         "other weight.\nOnly a file that leaves zeros out is smaller, and the embeddings, which "
         "are never pruned, stay whole.")
@@ -205,7 +206,7 @@ def main() -> None:
     check_writable(folder)
     check_writable(target)
     if args.csv:
-        check_writable(args.csv)
+        check_writable(args.csv, file=True)
     remove_parts(folder)
     write_folder(model, task, run, folder)
     weights = bert.hf_weights(model)

@@ -63,8 +63,8 @@ def panels(count: int, height: float = 3.3):
 def save(figure, path: Path) -> None:
     """As PNG and SVG, the same bytes for the same picture."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path.with_suffix(".png"), dpi=160)
-    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    figure.savefig(f"{path}.png", dpi=160)  # not with_suffix: a name may have dots
+    figure.savefig(f"{path}.svg", metadata={"Date": None})
     plt.close(figure)
     print(f"drew {path}.png and .svg")
 
@@ -201,19 +201,20 @@ def draw_curves(path: Path, found: list[dict], sources, figure_name: str) -> Non
     save(figure, path)
 
 
-def from_results(folder: Path, output: Path) -> None:
-    """Figures 2, 3 and 5 of every CSV that has rows for them; settings are chosen on rows with
-    --held-out, which are not results."""
+def from_results(folder: Path, output: Path) -> list[str]:
+    """Figures 2, 3 and 5 of every CSV that has rows for them → what is wrong with the others.
+    Settings are chosen on rows with --held-out, which are not results."""
     files = {path.stem: [row for row in rows.read(path) if row.get("held_out") == ""]
              for path in sorted(folder.glob("*.csv"))}
-    everything = [row for found in files.values() for row in found]
+    everything, wrong = [row for found in files.values() for row in found], []
     for name, found in files.items():
         try:
             one_file(name, found, everything, output)
         except UserError as error:
-            raise UserError(f"{folder / name}.csv: {error}") from None
+            wrong.append(f"{folder / name}.csv: {error}")
     if (folder / "paper_runs.csv").exists():
         from_paper(rows.read(folder / "paper_runs.csv"), output)
+    return wrong
 
 
 def one_file(name: str, found: list[dict], everything: list[dict], output: Path) -> None:
@@ -382,19 +383,26 @@ def main() -> None:
     p.add_argument("--run", nargs="+", type=Path, metavar="RUN", help="folders of train.py's runs")
     p.add_argument("--results", type=Path, default=HERE / "results", metavar="DIR")
     p.add_argument("--output", type=Path, default=HERE / "figures", metavar="DIR")
-    p.add_argument("--pages", nargs="+", type=Path, default=tables.PAGES, metavar="FILE",
-                   help="whose tables are filled in (default README.md and results/README.md)")
+    p.add_argument("--pages", nargs="+", type=Path, metavar="FILE",
+                   help="whose tables are filled in (default, unless --results names other rows: "
+                        "README.md and results/README.md)")
     args = p.parse_args()
+    if not args.results.is_dir():
+        raise UserError(f"{args.results}: no such folder; --results names one of CSV files")
     if plt is None:
         raise UserError("pictures need matplotlib: python -m pip install -r requirements-dev.txt "
                         "(the tables alone: python tables.py)")
     plt.rcParams.update(LOOK)
+    wrong = []
     if args.run:
         from_runs(args.run, args.output)
     else:
-        from_results(args.results, args.output)
-    for page in args.pages:
+        wrong = from_results(args.results, args.output)
+    own = args.results.resolve() == (HERE / "results").resolve()
+    for page in args.pages or (tables.PAGES if own else []):
         tables.fill_file(page, args.results)
+    if wrong:
+        raise UserError("\n".join(wrong))
 
 
 if __name__ == "__main__":

@@ -65,8 +65,10 @@ def fail(message: str, status: int):
     sys.exit(status)
 
 
-def check_writable(path: Path) -> None:
-    """UserError unless `path` could be made, or written to; makes nothing."""
+def check_writable(path: Path, file: bool = False) -> None:
+    """UserError unless `path`, a folder or a file, could be made or written to; makes nothing."""
+    if file and path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file")
     there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     if there.is_file() and there != path.absolute():
         raise UserError(f"{path}: {there} is a file, not a folder; name another place")
@@ -103,13 +105,13 @@ def write_atomically(path: str | Path, data: str | bytes) -> None:
 def remove_parts(folder: Path) -> None:
     """What a killed process was writing there; only for one that has the folder to itself."""
     for part in folder.glob(".*.part"):
-        part.unlink()
+        shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 
 @contextmanager
 def whole_folder(folder: Path):
     """A folder to fill beside `folder`, which then takes its place: complete or not at all."""
-    part = folder.with_name(folder.name + ".part")
+    part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     yield part
@@ -142,8 +144,7 @@ def read_json(path: str | Path) -> dict:
 
 def cache_folder() -> Path:
     """$MOVEMENT_CACHE, default ~/.cache/movement-pruning."""
-    default = Path.home() / ".cache" / "movement-pruning"
-    return Path(os.environ.get("MOVEMENT_CACHE") or default).expanduser()
+    return Path(os.environ.get("MOVEMENT_CACHE") or "~/.cache/movement-pruning").expanduser()
 
 
 @contextmanager
@@ -156,7 +157,7 @@ def locked(folder: Path):
             import fcntl
 
             fcntl.flock(file, fcntl.LOCK_EX)
-        except ImportError:  # Windows: no lock, the atomic rename still keeps the folder whole
+        except ImportError:  # Windows: no lock, so two processes should not begin there at once
             pass
         yield
 

@@ -320,7 +320,8 @@ class Pruner:
         for m in self.matrices:
             dL_dW_masked, m.weight.grad = m.weight.grad, None
             if self.method.learned:
-                # Eq. (2): dL/dS = dL/dW' ⊙ W (⊙ dM/dS), on kept and on pruned entries alike
+                # Eq. (2): dL/dS = dL/dW' ⊙ W (⊙ dM/dS), on kept and on pruned entries alike.
+                # Plain gradient steps on S add these products up over the steps: Eq. (3)
                 m.S.grad = dL_dW_masked * m.W
                 if m.dM_dS is not None:
                     m.S.grad *= m.dM_dS

@@ -1,6 +1,6 @@
 """The small BERT: a WordPiece vocabulary and masked language modelling on the sample's text.
 
-    python pretrain.py                      # 4 layers × 128 wide, about a minute on two cores
+    python pretrain.py                      # 4 layers × 128 wide, about two minutes on two cores
     python pretrain.py --model small:2x64   # another size, trained in the same way
 
 The result lands in $MOVEMENT_CACHE (default ~/.cache/movement-pruning) as a Hugging Face folder,

@@ -42,8 +42,15 @@ def on_target(pruner, s, density: float) -> bool:
         return True
     good = abs(density - s["keep"]) <= (0.002 if s["keep"] < 0.05 else 0.005)
     if not good:
-        say(f"WARNING: density {density:.4f} missed --keep {s['keep']:g}; more --steps or a "
-            "higher --score-lr lets the scores travel further")
+        floor = getattr(pruner.method, "floor", 0.0)
+        if density < s["keep"]:
+            mend = ("too many scores fell below the cut, though λ is near 0; fewer --steps or a "
+                    "lower --score-lr keeps them above")
+        elif s["keep"] < floor:
+            mend = f"{s['method']} leaves at least {floor:g} of every matrix"
+        else:
+            mend = "more --steps or a higher --score-lr lets the scores travel further"
+        say(f"WARNING: density {density:.4f} missed --keep {s['keep']:g}; {mend}")
     return good
 
 
@@ -61,13 +68,15 @@ def summary(s, model, pruner, found, rows, features, held, run) -> dict:
     return {
         "task": s["task"], "data": s["data"] if named else Path(s["data"]).resolve().name,
         "model": s["model"], "method": s["method"],
-        "scope": s["scope"] if pruner.method.ranked else "global", "keep": s["keep"], **size,
+        "scope": s["scope"] if pruner.method.ranked else "global",
+        "keep": s["keep"] if s["penalty"] is None else None, **size,
         "penalty": pruner.penalty if pruner.has_penalty else None,
         "on_target": on_target(pruner, s, size["density"]), "metrics": found,
         "train_rows": len(rows), "train_inputs": len(features),
         "eval_rows": sum(len(r) for r, _ in held.values()),
         "steps": s["steps"], "train_seconds": run.seconds, "seed": s["seed"],
         "teacher": s["teacher"], "freeze": s["freeze"], "precision": s["precision"],
+        "start_fingerprint": run.start,  # of the matrices before training
     }
 
 
@@ -78,9 +87,6 @@ def describe(s, rows, features, held, model, pruner, fresh, folder, why) -> str:
     """The block that says what will happen before it happens."""
     task, T = data.TASKS[s["task"]], pruner.schedule.T
     kind = "spans" if task.span else f"{len(task.labels)} classes" if task.labels else "regression"
-    source = {"sample": "generated sample; real rows: --data download or --data DIR",
-              "download": "official files"}.get(s["data"], s["data"])
-    evaluated = " + ".join(f"{len(r):,}{k.replace('_', ' ')}" for k, (r, _) in held.items())
     entries = sum(m.W.numel() for m in pruner.matrices)
     parameters = sum(p.numel() for p in model.parameters())
     weights = ("random weights" if pretrain.is_untrained(s["model"]) else
@@ -106,8 +112,7 @@ def describe(s, rows, features, held, model, pruner, fresh, folder, why) -> str:
     processes = f"{parallel.world()} processes · " if parallel.world() > 1 else ""
     lines = {
         "task": f"{s['task']} · {kind}",
-        "data": f"{source} · {len(rows):,} training rows{windows} · {evaluated} evaluation rows"
-                + (" held out of training" if s["held_out"] else ""),
+        "data": f"{source(s)} · {len(rows):,} training rows{windows} · {evaluated(s, held)}",
         "model": f"{s['model']} · {parameters / 1e6:.1f} M parameters, {entries / 1e6:.1f} M of "
                  f"them in {len(pruner.matrices)} matrices to prune" + (f" · {weights}" if weights
                                                                         else ""),
@@ -125,6 +130,17 @@ def describe(s, rows, features, held, model, pruner, fresh, folder, why) -> str:
     if getattr(rows, "unfound", 0):
         lines["note"] = f"{rows.unfound} answers are not where the file says; not trained on"
     return "\n".join(f"{name:9} {text}" for name, text in lines.items())
+
+
+def source(s: dict) -> str:
+    return {"sample": "generated sample; real rows: --data download or --data DIR",
+            "download": "official files"}.get(s["data"], s["data"])
+
+
+def evaluated(s: dict, held: dict) -> str:
+    """How many rows are evaluated on, of each split."""
+    counts = " + ".join(f"{len(r):,}{k.replace('_', ' ')}" for k, (r, _) in held.items())
+    return f"{counts} evaluation rows" + " held out of training" * bool(s["held_out"])
 
 
 def plan(pruner, keep: float) -> str:

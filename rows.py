@@ -36,7 +36,7 @@ def read(path: Path) -> list[dict]:
     if not path.exists():
         return []
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             found = list(csv.DictReader(file))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
@@ -64,6 +64,8 @@ def append(path: Path, row: dict) -> None:
     """
     with locked(path):
         there = read(path)
+        if there and "key" not in there[0]:
+            raise UserError(f"{path}: has no column key, so it is not a sweep's; name another file")
         if any(old.get("key") == row["key"] for old in there):
             return
         write(path, [*there, row], dict.fromkeys((*COLUMNS, *(there[0] if there else ()))))

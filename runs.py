@@ -7,12 +7,14 @@ interruption.
     checkpoint.pt          only while a run is unfinished: all that is needed to go on
 """
 
+import hashlib
 import io
 import json
 import platform
 import shutil
 import signal
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -52,9 +54,11 @@ def taken(folder: Path) -> bool:
 
 
 def default_folder(s: dict, free: bool) -> Path:
-    """runs/TASK-METHOD-KEEP-sSEED, or the first free -2, -3 …; with free=False the last taken."""
-    keep = "" if s["method"] == "dense" else f"-{s['keep']:g}"
-    first = last = Path("runs") / f"{s['task']}-{s['method']}{keep}-s{s['seed']}"
+    """runs/TASK-METHOD-KEEP-sSEED, or the first free -2, -3 …; with free=False the last taken. A λ
+    given stands in place of a density."""
+    aim = f"-{s['keep']:g}" if s["penalty"] is None else f"-penalty{s['penalty']:g}"
+    aim = "" if s["method"] == "dense" else aim
+    first = last = Path("runs") / f"{s['task']}-{s['method']}{aim}-s{s['seed']}"
     n = 1
     folder = first
     while taken(folder):
@@ -84,10 +88,25 @@ def choose_folder(s: dict, overwrite: bool, resume: bool) -> Path:
     return parallel.same(folder)
 
 
-def finished(folder: Path) -> bool:
+def check_same(path: Path, then: dict, now: dict) -> None:
+    """UserError that names the settings in which two runs differ."""
+    now = json.loads(json.dumps(now))  # as JSON gives them back
+    other = [f"{k} was {then.get(k)}, is now {now.get(k)}"
+             for k in sorted(then.keys() | now.keys()) if then.get(k) != now.get(k)]
+    if other:
+        raise UserError(f"{path}: of a run with other settings (" + "; ".join(other[:4])
+                        + "; …" * (len(other) > 4) + "); give the same, or --overwrite")
+
+
+def finished(folder: Path, s: dict) -> bool:
     """Prints the result of a run that is over; False if there is still something to do."""
     if not (folder / "metrics.json").exists():
         return False
+    run = read_json(folder / "run.json")
+    free = ("output", "save_every", "device", "compile", *(  # and what a run settles for itself
+        name for name, unset in (("steps", None), ("precision", "auto")) if s.get(name) == unset))
+    asked = {k: v for k, v in s.items() if k in run and k not in free}
+    check_same(folder / "run.json", {k: run[k] for k in asked}, asked)
     try:
         found = report.result(read_json(folder / "metrics.json"), folder)
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -111,14 +130,15 @@ class Run:
     data and all noise follow from seed and step.
     """
 
-    def __init__(self, folder: Path, s: dict, pruner, fingerprint: str, resume: bool,
+    def __init__(self, folder: Path, s: dict, pruner, data_fingerprint: str, resume: bool,
                  overwrite: bool = False):
         self.folder, self.s, self.pruner, self.resume = folder, s, pruner, resume
         self.overwrite = overwrite
         self.fixed = {k: v for k, v in s.items() if k not in ("output", "save_every")}
-        self.fixed |= {"data_fingerprint": fingerprint, "device": s["device"].split(":")[0]}
+        self.fixed |= {"data_fingerprint": data_fingerprint, "device": s["device"].split(":")[0]}
         self.T, self.t, self.seconds, self.smooth = s["steps"], 0, 0.0, None
-        self.bar, self.log, self.stopping = None, None, False
+        self.bar, self.log, self.stopping, self.start = None, None, False, None
+        self.state = self.read_checkpoint() if resume and self.checkpoint.exists() else None
 
     def __enter__(self):
         self.began = time.perf_counter()
@@ -174,42 +194,47 @@ class Run:
     def restore(self, model, pruner, optimizer, scheduler) -> int:
         """Go on from the folder's checkpoint, if asked to; → the step to begin with."""
         self.parts = (model, pruner, optimizer, scheduler)
-        if self.resume and not self.checkpoint.exists():
+        self.start = fingerprint({bert.to_hf_name(m.name): m.W for m in pruner.matrices})
+        if self.state:
+            self.put_back()
+            say(f"going on from step {self.t} of {self.T}")
+        elif self.resume:
             say(f"{self.folder}: no checkpoint there yet, so it starts from step 0")
-        if self.resume and self.checkpoint.exists():
-            self.load()
         if parallel.is_main():
             self.open_log()
             self.bar = tqdm(total=self.T, initial=self.t, unit="step", mininterval=0.5,
                             disable=None)
         return self.t
 
-    def load(self) -> None:
-        now = json.loads(json.dumps(self.fixed))
+    @contextmanager
+    def reading(self):
+        """Whatever goes wrong with the checkpoint means a file to do without."""
         try:
-            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            then = json.loads(state["settings"])
-            other = [f"{k} was {then.get(k)}, is now {now.get(k)}"
-                     for k in sorted(then.keys() | now.keys()) if then.get(k) != now.get(k)]
-            if not other:
-                self.put_back(state)
-        except Exception as error:  # torch raises many kinds; each means a file to do without
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # torch raises many kinds
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"{self.checkpoint}: not a readable checkpoint ({why}); --overwrite "
                             "starts anew") from error
-        if other:
-            raise UserError(f"{self.checkpoint}: of a run with other settings ("
-                            + "; ".join(other[:4]) + "; …" * (len(other) > 4)
-                            + "); give the same, or --overwrite")
-        say(f"going on from step {self.t} of {self.T}")
 
-    def put_back(self, state: dict) -> None:
-        for part, saved in zip(self.parts, state["parts"], strict=True):
-            part.load_state_dict(saved)
-        self.t, self.seconds, self.smooth = (
-            int(state["t"]), float(state["seconds"]), float(state["smooth"]))
-        if not 0 < self.t <= self.T:
-            raise ValueError(f"step {self.t} of {self.T}")
+    def read_checkpoint(self) -> dict:
+        """Before anything of the folder is changed: a run with other settings is refused."""
+        with self.reading():
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            check_same(self.checkpoint, json.loads(state["settings"]), self.fixed)
+        return state
+
+    def put_back(self) -> None:
+        with self.reading():
+            state, self.state = self.state, None
+            for part, saved in zip(self.parts, state["parts"], strict=True):
+                part.load_state_dict(saved)
+            self.t, self.seconds, self.smooth, self.start = (
+                int(state["t"]), float(state["seconds"]), float(state["smooth"]),
+                str(state["start"]))
+            if not 0 < self.t <= self.T:
+                raise ValueError(f"step {self.t} of {self.T}")
 
     def save(self) -> None:
         """A checkpoint of the state after step t, complete or not at all."""
@@ -218,7 +243,8 @@ class Run:
         buffer = io.BytesIO()
         torch.save({
             "settings": json.dumps(self.fixed), "t": self.t, "smooth": self.smooth,
-            "seconds": self.elapsed(), "parts": [part.state_dict() for part in self.parts],
+            "start": self.start, "seconds": self.elapsed(),
+            "parts": [part.state_dict() for part in self.parts],
         }, buffer)
         write_atomically(self.checkpoint, buffer.getbuffer())
 
@@ -262,6 +288,15 @@ class Run:
         tenth = self.t * 10 // self.T
         if self.bar.disable and tenth > max(0, self.t - LOG_EVERY) * 10 // self.T:
             say(f"step {self.t}/{self.T} · {shown}")
+
+
+def fingerprint(matrices: dict[str, torch.Tensor]) -> str:
+    """Of matrices by name, in any order: tells whether weights are those that a run began with."""
+    digest = hashlib.sha256()
+    for name in sorted(matrices):
+        digest.update(name.encode())
+        digest.update(matrices[name].detach().float().cpu().contiguous().numpy())
+    return digest.hexdigest()
 
 
 def pack(mask: torch.Tensor) -> torch.Tensor:

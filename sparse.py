@@ -23,7 +23,7 @@ import bert
 import cli
 import masking
 import rows
-from files import run_main
+from files import check_writable, run_main
 
 BREAK_EVEN = 0.15  # density above which a CSR product is no longer clearly the faster
 PIECE = 128  # rows of x at a time, few enough for the processor's cache
@@ -140,14 +140,16 @@ def main() -> None:
     p = cli.Parser(description=__doc__.split("\n\nCSR")[0])
     p.add_argument("--quick", action="store_true", help="MiniLM's size, densities 0.1 and 0.03")
     p.add_argument("--threads", type=cli.count, metavar="N", help="default: torch's choice")
-    p.add_argument("--csv", metavar="FILE", help="write the rows here")
+    p.add_argument("--csv", type=Path, metavar="FILE", help="write the rows here")
     args = p.parse_args()
+    if args.csv:
+        check_writable(args.csv, file=True)
     if args.threads:
         torch.set_num_threads(args.threads)
     here = rows.origin("cpu", rows.git_version())
     found = measure_all(args.quick, lambda line: print(line, flush=True))
     if args.csv:
-        rows.write(Path(args.csv), [row | here for row in found], found[0] | here)
+        rows.write(args.csv, [row | here for row in found], found[0] | here)
 
 
 if __name__ == "__main__":

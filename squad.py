@@ -199,7 +199,8 @@ def encode(questions: Questions, tokenizer: Tokenizer, max_length: int = 384,
     if training:
         kept = answer[row, 0] >= 0
         if not kept.any():
-            raise UserError("no answer is where its answer_start says: nothing to train on")
+            raise UserError("SQuAD's training file: no answer is where its answer_start says: "
+                            "nothing to train on")
         row, begin, length = row[kept], begin[kept], length[kept]
     first = query[row] + 2
     starts = np.concatenate([[0], np.cumsum(first + length + 1)])

@@ -5,7 +5,9 @@
     python sweep.py --methods movement --lr 1e-3,3e-4 --score-lr 1e-2,3e-2 --held-out 0.1
 
 Started again, with other lists too, it runs only what the CSV has no row of; a row's `key` is a
-digest of every setting that decides the run (delete rows to run them again with newer code).
+digest of every setting that decides the run (delete rows to run them again with newer code). Of
+a folder it knows the last name alone, so that rows hold on any machine: give models, data and
+teachers different ones.
 """
 
 import ctypes
@@ -32,6 +34,7 @@ from report import duration
 
 HERE = Path(__file__).parent
 PATHS = ("--data", "--model", "--teacher")
+LINUX = sys.platform == "linux"
 
 # train.py's arguments, a short name, the digest, and further flags that have several values
 Run = namedtuple("Run", "words name key also")
@@ -76,7 +79,11 @@ def choices(words: list[str]) -> list[list[list[str]]]:
             found[-1] = [[flag, v] for v in ([word] if flag in PATHS else word.split(","))]
         else:
             raise UserError(f"{word}: which flag does this belong to?")
+    known = settings.make_parser().flags()
     for flag in (alternatives[0][0] for alternatives in found):
+        if flag not in known:
+            raise UserError(f"unknown argument {flag}"
+                            + cli.nearest(flag, known + make_parser().flags()))
         if flag in ("--output", "--overwrite", "--resume", "--dry-run"):
             raise UserError(f"{flag}: is the sweep's own affair (--keep-runs DIR keeps folders)")
     return found
@@ -105,6 +112,11 @@ def make_run(words: list[str], also: str = "") -> Run:
     return Run(words, name, digest, also)
 
 
+def paths(run: Run) -> list[str]:
+    """The folders among train.py's arguments."""
+    return [word for flag, word in itertools.pairwise(run.words) if flag in PATHS]
+
+
 def combinations(args, rest: list[str]) -> list[Run]:
     """Every run, seeds outermost, so that an unfinished sweep has whole seeds; each only once."""
     runs, further = {}, choices(rest)
@@ -117,7 +129,10 @@ def combinations(args, rest: list[str]) -> list[Run]:
             words += flag if has_penalty or flag[0] != "--penalty" else []
         also = "".join(f" {' '.join(flag)}" for flag, all_ in zip(more, further) if len(all_) > 1)
         run = make_run(words, also)
-        runs.setdefault(run.key, run)
+        first = runs.setdefault(run.key, run)
+        if (one := paths(first)) != (other := paths(run)):
+            raise UserError(f"{' '.join(one)} and {' '.join(other)} end alike, and rows tell "
+                            "folders apart by their last names; rename one")
     return list(runs.values())
 
 
@@ -135,9 +150,9 @@ def check(runs: list[Run]) -> None:
 
 
 def end_with_parent() -> None:
-    """In a run's process: should the sweep be killed, its runs are too, and free their folders."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
+    """In a run's process, on Linux: if the sweep is killed, its runs are too, and free their
+    folders."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
 
 
 def start(run: Run, args, scratch: Path) -> Job:
@@ -149,7 +164,7 @@ def start(run: Run, args, scratch: Path) -> Job:
     with open(log, "w") as file:  # a session of its own: Ctrl-C reaches it through end() alone
         process = subprocess.Popen([sys.executable, str(HERE / "train.py"), *words], env=env,
                                    stdout=file, stderr=file, start_new_session=True,
-                                   preexec_fn=end_with_parent)
+                                   preexec_fn=end_with_parent if LINUX else None)
     return Job(run, process, folder, log, rows.git_version())
 
 
@@ -172,7 +187,10 @@ def finish(job: Job, args) -> tuple[bool, str]:
 def end(jobs: list[Job]) -> None:
     """Interrupt what still runs, and wait for it."""
     for job in jobs:
-        job.process.send_signal(signal.SIGINT)
+        if os.name == "nt":  # which has no SIGINT for another process
+            job.process.terminate()
+        else:
+            job.process.send_signal(signal.SIGINT)
     for job in jobs:
         try:
             job.process.wait(20)
@@ -208,7 +226,7 @@ def carry_out(runs: list[Run], args, scratch: Path) -> int:
 def main() -> None:
     args, rest = make_parser().parse_known_args()
     runs = combinations(args, rest)
-    check_writable(args.csv)
+    check_writable(args.csv, file=True)
     there = {row.get("key") for row in rows.read(args.csv)}
     todo = [run for run in runs if run.key not in there]
     print(f"{len(runs)} runs, {len(runs) - len(todo)} of them in {args.csv} already", flush=True)

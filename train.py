@@ -147,7 +147,7 @@ def batch_loss(model, features, index, s, teacher=None):
     L = task_loss(logits, batch["labels"], real)
     if teacher is None:
         return L
-    usable = real & batch["token_type_ids"].bool()  # the passage, and below [CLS]
+    usable = real & batch["token_type_ids"].bool()  # the passage and its [SEP]; then [CLS]
     usable[:, 0] = True
     outputs = distill.batch_outputs(teacher, index, logits)
     return distill.combined(
@@ -168,7 +168,8 @@ def make_optimizer(model, pruner, s):
     groups = [{"params": weights + rest, "lr": s["lr"]}]
     if pruner.scores():
         groups.append({"params": pruner.scores(), "lr": s["score_lr"]})
-    # weight decay 0: decay would pull scores to 0, that is, towards being kept
+    # weight decay 0: it moves weights and scores towards 0 though the loss did not ask for it;
+    # soft movement and L0, whose cuts are below 0, would take pruned weights back
     return torch.optim.AdamW(groups, weight_decay=0.0, eps=1e-8, fused=s["device"] != "mps")
 
 
@@ -275,7 +276,7 @@ def main() -> None:
     s = settings(args)
     s["device"] = parallel.start(s["device"])
     folder = runs.choose_folder(s, args.overwrite, args.resume)
-    if args.resume and runs.finished(folder):
+    if args.resume and runs.finished(folder, s):
         return
     task, rows, features, held, model, tokenizer, model_folder, fresh = prepare(s)
     schedule = make_schedule(s, len(features))

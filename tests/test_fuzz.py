@@ -191,7 +191,7 @@ def run(folder, monkeypatch):
     under_way = runs.Run(folder, s, pruner, "f", resume=True)
     under_way.parts = (model, pruner, optimizer,
                        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1.0))
-    under_way.began, under_way.t, under_way.smooth = 0.0, 3, 0.5
+    under_way.began, under_way.t, under_way.smooth, under_way.start = 0.0, 3, 0.5, "f"
     under_way.save()
     runs.save_pruning(pruner, folder / "pruning.safetensors")
     write_json(folder / "run.json", s)
@@ -203,7 +203,11 @@ def run(folder, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore")
 def test_checkpoints(run):
-    attack(run.checkpoint, run.load, 50)
+    def go_on():
+        run.state = run.read_checkpoint()
+        run.put_back()
+
+    attack(run.checkpoint, go_on, 50)
 
 
 def test_settings_of_a_run(run):
@@ -222,7 +226,7 @@ def test_settings_of_a_run(run):
 
 def test_results_of_a_run(run, monkeypatch):
     monkeypatch.setattr(runs, "say", str)  # files.run_main has made the terminal take any text
-    attack(run.folder / "metrics.json", lambda: runs.finished(run.folder), 200)
+    attack(run.folder / "metrics.json", lambda: runs.finished(run.folder, {}), 200)
 
 
 def test_sparse_files(run):

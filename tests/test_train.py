@@ -166,8 +166,10 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, command, cache):
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=60)
     assert running.returncode == 130 and "--resume" in out and "Traceback" not in err
+    before = (tmp_path / "r" / "run.json").read_bytes()
     other = command("train.py", *words, "--resume", "--lr", "1e-5")
     assert other.returncode == 2 and "lr was" in other.stderr
+    assert (tmp_path / "r" / "run.json").read_bytes() == before
 
 
 def test_resume_of_nothing_and_of_a_finished_run(run, command, tmp_path):
@@ -178,6 +180,8 @@ def test_resume_of_nothing_and_of_a_finished_run(run, command, tmp_path):
     before = (folder / "model.safetensors").stat().st_mtime_ns
     done = command("train.py", *words, "--resume", "--output", folder)
     assert done.returncode == 0 and "finished already" in done.stdout
+    other = command("train.py", *words, "--resume", "--output", folder, "--lr", "1e-5")
+    assert other.returncode == 2 and "lr was" in other.stderr
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
 
 
