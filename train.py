@@ -287,8 +287,9 @@ def main() -> None:
     report.say(report.describe(s, rows, features, held, model, pruner, fresh, folder, why))
     if args.dry_run:
         return report.say(report.estimate(s, features, model, pruner))
+    run = runs.Run(folder, s, pruner, rows.fingerprint, args.resume, args.overwrite)
     teacher = teacher_outputs(s, task, tokenizer, features)
-    with runs.Run(folder, s, pruner, rows.fingerprint, args.resume, args.overwrite) as run:
+    with run:
         train(model, pruner, features, schedule, s, run, teacher)
         run.end()
         if not parallel.is_main():

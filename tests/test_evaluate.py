@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+import evaluate
 import rows
 
 TINY = ("--model", "untrained:1x32", "--max-train-rows", 320, "--max-eval-rows", 60,
@@ -26,6 +27,18 @@ def test_same_metrics_as_training_said(run, command):
     told = json.loads((run / "metrics.json").read_text())["metrics"]
     assert json.loads((run / "evaluation.json").read_text())["metrics"] == told
     assert "precision" in done.stdout and "entailment" in done.stdout
+    assert "generated sample" in done.stdout and "60 matched + 60 mismatched" in done.stdout
+
+
+def test_a_share_held_out_stays_with_the_runs_own_data(run):
+    parse = evaluate.make_parser().parse_args
+    known = json.loads((run / "run.json").read_text())
+    try:
+        (run / "run.json").write_text(json.dumps(known | {"held_out": 0.5}))
+        assert evaluate.settings(parse([str(run)]))["held_out"] == 0.5
+        assert evaluate.settings(parse([str(run), "--data", "sample"]))["held_out"] is None
+    finally:
+        (run / "run.json").write_text(json.dumps(known))
 
 
 def test_export_measures_what_each_kind_of_file_costs(run, command, tmp_path):

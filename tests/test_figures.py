@@ -8,11 +8,13 @@ import re
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 from conftest import ROOT
 
 import anatomy
 import figures
 import rows
+import runs
 import tables
 from files import UserError
 
@@ -104,6 +106,35 @@ def test_two_rows_of_one_seed_are_no_mean(results):
         tables.table("made", {}, folder)
     assert lines(tables.table("made", {"by": "lr"}, folder))[2:] == [
         ["sst2 accuracy", "movement", "80.0 (1)"], ["", "movement, lr 1", "90.0 (1)"]]
+
+
+def test_settings_that_differ_make_lines_of_their_own(results):
+    folder = results("made", [
+        row(lr="0.1", hold="0.2"), row(lr="0.2", hold="0.2"), row("l0", lr="0.1", hold="0.2"),
+        row("dense", 1, hold="0.2"), row("dense", 1, 1, hold="0.4")])  # no dense run holds
+    assert [line[1] for line in lines(tables.table("made", {}, folder))[2:]] == [
+        "dense", "l0", "movement, lr 0.1", "movement, lr 0.2"]
+
+
+@pytest.mark.parametrize("options, complaint", [
+    ("methods", "methods: options are written NAME=VALUE"),
+    ("keep=few", "keep=few is not a list of numbers"),
+    ("metric=acuracy", "no column acuracy; did you mean accuracy"),
+    ("columns=nope", "no column nope"),
+    ("by=rl", "no column rl"),
+])
+def test_wrong_options_are_named(results, options, complaint):
+    folder = results("made", [row()])
+    with pytest.raises(UserError, match=f"table made: .*{complaint}"):
+        tables.fill(f"<!-- table: made {options} -->\n<!-- end -->", folder)
+    with pytest.raises(UserError, match="tasks=sst2: the paper has"):
+        tables.table("paper_runs", {"tasks": "sst2"}, ROOT / "results")
+
+
+def test_a_metric_that_a_task_has_not(results):
+    folder = results("made", [row(), row(task="squad", f1="60") | {"accuracy": ""}])
+    assert [line[-1] for line in lines(tables.table("made", {"metric": "f1"}, folder))[2:]] == [
+        "– (1)", "60.0 (1)"]
 
 
 def test_no_rows_at_all(tmp_path):
@@ -240,6 +271,23 @@ def test_anatomy_without_the_starting_weights(tiny_run):
     assert "random weights" in anatomy.text(a, found)
 
 
+def test_anatomy_compares_with_what_the_run_began_with_alone(tiny_run):
+    matrices, _ = anatomy.starting_weights(str(tiny_run.parent / "start"), None)
+    begun = runs.fingerprint({name: torch.from_numpy(x) for name, x in matrices.items()})
+    for told, known in ((begun, True), ("0" * 64, False)):
+        (tiny_run / "metrics.json").write_text(json.dumps(
+            {"method": "movement", "density": 0.25, "start_fingerprint": told}))
+        a = anatomy.read(tiny_run)
+        assert ("moved_kept" in anatomy.table(a)[-1]) == known
+        assert ("not today what the run began with" in a.note) != known
+
+
+def test_a_damaged_run_is_named(tiny_run):
+    (tiny_run / "metrics.json").write_text("{}")
+    with pytest.raises(UserError, match=f"{tiny_run}: not a folder as train.py leaves it"):
+        anatomy.read(tiny_run)
+
+
 # ---------------------------------------------------------------------------------- figures
 
 
@@ -295,6 +343,15 @@ def test_curves_from_rows(results, draw, tmp_path):
     first = (tmp_path / "figures" / "figure2-made.svg").read_bytes()
     draw("--results", tmp_path, "--pages", readme)
     assert (tmp_path / "figures" / "figure2-made.svg").read_bytes() == first
+
+
+def test_a_wrong_csv_keeps_no_other_from_being_drawn(results, draw, tmp_path):
+    results("wrong-0.1", [row(), row(accuracy=90), row(keep=0.3)])  # two of one seed
+    with pytest.raises(UserError, match=r"wrong-0.1.csv: two rows of sst2"):
+        draw("--results", results("good-0.3", [row(), row(keep=0.3)]))
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == both("figure2-good-0.3")
+    with pytest.raises(UserError, match="no such folder"):
+        draw("--results", tmp_path / "nowhere")
 
 
 def test_the_papers_runs_are_dashed_and_named(draw, tmp_path):

@@ -102,6 +102,8 @@ def test_lists_of_other_flags_multiply_only_where_they_matter():
     (("--keep", "0.1,2"), "'2' is not a number"),
     (("--lr", "1", "2"), "2: which flag does this belong to?"),
     (("--output", "x"), "--output: is the sweep's own affair"),
+    (("--job", "3"), "did you mean --jobs?"),
+    (("--models", "/a/bert,/b/bert"), "/a/bert and /b/bert end alike"),
 ])
 def test_wrong_flags_are_refused_before_anything_runs(words, message, capsys):
     with pytest.raises((SystemExit, UserError)) as error:
@@ -203,6 +205,12 @@ def test_older_files_keep_their_columns(tmp_path):
     rows.append(path, {"key": "2", "task": "mnli"})
     assert [(r["key"], r["task"], r["extra"]) for r in rows.read(path)] == [
         ("1", "", "here"), ("2", "mnli", "")]
+    path.write_text("\ufeffkey,task\n1,mnli\n", encoding="utf-8")  # as Excel writes it
+    rows.append(path, {"key": "2", "task": "qqp"})
+    assert [(r["key"], r["task"]) for r in rows.read(path)] == [("1", "mnli"), ("2", "qqp")]
+    path.write_text("name,price\nx,1\n")
+    with pytest.raises(UserError, match="has no column key"):
+        rows.append(path, {"key": "2"})
     path.write_text("key,task\n1\n")
     with pytest.raises(UserError, match="row 1 has not as many cells"):
         rows.read(path)
