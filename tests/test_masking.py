@@ -49,13 +49,13 @@ def test_top_v_keeps_exactly_k_under_ties(v, kind):
 
 
 @pytest.mark.parametrize("n, m, v", [
-    (128, 128, 0.25), (144, 144, 0.1), (256, 1024, 0.03), (3072, 768, 0.1)])
+    (128, 128, 0.25), (384, 384, 0.03), (768, 768, 0.03), (3072, 768, 0.1), (512, 2048, 0.03)])
 def test_ties_are_scattered_not_clumped(n, m, v):
-    """With all scores equal, rows and columns keep their shares as evenly as by chance."""
+    """With all scores equal, rows and columns keep their shares more evenly than by chance."""
     [M] = top_v([torch.zeros(n, m)], v)
     for kept, of in ((M.sum(0), n), (M.sum(1), m)):
         assert kept.mean() == pytest.approx(v * of, rel=1e-3)
-        assert kept.var() < 1.5 * of * v * (1 - v)  # the binomial distribution's
+        assert kept.var() < of * v * (1 - v)  # the binomial distribution's
 
 
 def test_global_ranks_compare_matrices_local_ranks_do_not():

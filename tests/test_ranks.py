@@ -15,9 +15,8 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 def by_sorting(scores, v):
     """The definition: the first round(v·n) in the order of scores, equal ones by their hash."""
     x = torch.cat([S.flatten() for S in scores]).cpu().numpy()
-    mixed = np.arange(len(x)) * 2654435761 % 2**32
-    mixed = (mixed ^ mixed >> 16) * 1540483477 % 2**32
-    order = np.lexsort((-mixed, -x))
+    place = np.arange(len(x))
+    order = np.lexsort((-(place * 2654435761 % 2**32), -x))
     M = np.zeros(len(x), dtype=np.float32)
     M[order[: round(v * len(x))]] = 1
     return M
