@@ -102,16 +102,16 @@ def finished(folder: Path, s: dict) -> bool:
     """Prints the result of a run that is over; False if there is still something to do."""
     if not (folder / "metrics.json").exists():
         return False
-    run = read_json(folder / "run.json")
-    free = ("output", "save_every", "device", "compile", *(  # and what a run settles for itself
-        name for name, unset in (("steps", None), ("precision", "auto")) if s.get(name) == unset))
-    asked = {k: v for k, v in s.items() if k in run and k not in free}
-    check_same(folder / "run.json", {k: run[k] for k in asked}, asked)
     try:
         found = report.result(read_json(folder / "metrics.json"), folder)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{folder / 'metrics.json'}: not as train.py writes it; --overwrite starts "
                         "anew") from None
+    run = read_json(folder / "run.json")
+    free = ("output", "save_every", "device", "compile", *(  # and what a run settles for itself
+        name for name, unset in (("steps", None), ("precision", "auto")) if s.get(name) == unset))
+    asked = {k: v for k, v in s.items() if k in run and k not in free}
+    check_same(folder / "run.json", {k: run[k] for k in asked}, asked)
     say(f"{folder}: finished already\n{found}")
     return True
 
