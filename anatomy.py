@@ -115,7 +115,7 @@ def starting_weights(model: str, known: str | None) -> tuple[dict[str, np.ndarra
         return {}, f"without the starting weights ({error})"
     named = {bert.to_hf_name(bert.from_hf_name(name)): x for name, x in weights.items()}
     matrices = {name: x.float() for name, x in named.items() if NAME.fullmatch(name)}
-    if known not in (None, runs.fingerprint(matrices)):
+    if known and known != runs.fingerprint(matrices):
         return {}, f"without the starting weights: {model} is not today what the run began with"
     return {name: x.numpy() for name, x in matrices.items()}, ""
 

@@ -203,10 +203,9 @@ def extract(path: Path, task: data.Task, place: Path) -> None:
             for info in source.infolist():
                 check_member(info)
             for name in wanted:
-                member = f"{task.folder}/{name}"
+                member, target = f"{task.folder}/{name}", place / name
                 if member in source.namelist():
-                    with source.open(member) as file, naming(place / name), open(
-                            place / name, "wb") as out:
+                    with source.open(member) as file, naming(target), open(target, "wb") as out:
                         while chunk := file.read(1 << 20):
                             out.write(chunk)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:

@@ -67,7 +67,8 @@ def settings(args) -> dict:
                                     "writes it")
             break
     s |= {k: v for k, v in vars(args).items() if k in KEPT and v is not None}
-    s["held_out"] = s["held_out"] if args.data is None else None  # was a share of the run's data
+    if args.data is not None:  # the run held out a share of its own data
+        s["held_out"] = None
     if "task" not in s:
         raise UserError(f"{args.folder}: no run.json says what it was trained for; give --task")
     s["device"] = choose_device(args.device)

@@ -43,6 +43,7 @@ FILES = ("config.json", "model.safetensors", "pruning.safetensors", "run.json", 
          "log.jsonl", "checkpoint.pt", "predictions.json", "nbest_predictions.json",
          "evaluation.json", "tokenizer.json", *TOKENIZER_FILES)
 LOG_EVERY = 10  # steps
+UNFIXED = ("output", "save_every")  # settings that do not decide what a run does
 
 
 # -------------------------------------------------------------------------------- the folder
@@ -108,9 +109,9 @@ def finished(folder: Path, s: dict) -> bool:
         raise UserError(f"{folder / 'metrics.json'}: not as train.py writes it; --overwrite starts "
                         "anew") from None
     run = read_json(folder / "run.json")
-    free = ("output", "save_every", "device", "compile", *(  # and what a run settles for itself
-        name for name, unset in (("steps", None), ("precision", "auto")) if s.get(name) == unset))
-    asked = {k: v for k, v in s.items() if k in run and k not in free}
+    left = {"steps": None, "precision": "auto"}  # values that leave it to the run
+    asked = {k: v for k, v in s.items() if k in run and (k, v) not in left.items()
+             and k not in (*UNFIXED, "device", "compile")}
     check_same(folder / "run.json", {k: run[k] for k in asked}, asked)
     say(f"{folder}: finished already\n{found}")
     return True
@@ -134,7 +135,7 @@ class Run:
                  overwrite: bool = False):
         self.folder, self.s, self.pruner, self.resume = folder, s, pruner, resume
         self.overwrite = overwrite
-        self.fixed = {k: v for k, v in s.items() if k not in ("output", "save_every")}
+        self.fixed = {k: v for k, v in s.items() if k not in UNFIXED}
         self.fixed |= {"data_fingerprint": data_fingerprint, "device": s["device"].split(":")[0]}
         self.T, self.t, self.seconds, self.smooth = s["steps"], 0, 0.0, None
         self.bar, self.log, self.stopping, self.start = None, None, False, None
@@ -194,12 +195,13 @@ class Run:
     def restore(self, model, pruner, optimizer, scheduler) -> int:
         """Go on from the folder's checkpoint, if asked to; → the step to begin with."""
         self.parts = (model, pruner, optimizer, scheduler)
-        self.start = fingerprint({bert.to_hf_name(m.name): m.W for m in pruner.matrices})
         if self.state:
             self.put_back()
             say(f"going on from step {self.t} of {self.T}")
-        elif self.resume:
-            say(f"{self.folder}: no checkpoint there yet, so it starts from step 0")
+        else:
+            self.start = fingerprint({bert.to_hf_name(m.name): m.W for m in pruner.matrices})
+            if self.resume:
+                say(f"{self.folder}: no checkpoint there yet, so it starts from step 0")
         if parallel.is_main():
             self.open_log()
             self.bar = tqdm(total=self.T, initial=self.t, unit="step", mininterval=0.5,

@@ -45,11 +45,7 @@ def series_of(found: list[dict], by=()) -> dict[str, list[dict]]:
 
     series = {}
     for row in sorted(found, key=order):
-        like = [r for r in found if r["method"] == row["method"]]
-        apart = [c for c in SETTINGS + PRUNING * (row["method"] != "dense")
-                 if c not in by and len({r.get(c) for r in like} - {None, ""}) > 1]  # "": not known
-        rest = "".join(f", {c} {row[c]}" for c in (*by, *apart) if row.get(c))
-        series.setdefault(label(row, found) + rest, []).append(row)
+        series.setdefault(label(row, found, by), []).append(row)
     return series
 
 
@@ -63,8 +59,9 @@ def method_order(label: str) -> int:
     return names.index(method_of(label)) if method_of(label) in names else len(names)
 
 
-def label(row: dict, among: list[dict]) -> str:
-    """A row's series, such as "movement, global + teacher"; model and epochs where they differ."""
+def label(row: dict, among: list[dict], by=()) -> str:
+    """A row's series, such as "movement, global + teacher"; model, epochs and other settings where
+    they differ, the columns `by` always."""
     like = [r for r in among if r["method"] == row["method"]]
     text = row["method"]
     if len({r["model"] for r in like}) > 1:
@@ -75,7 +72,10 @@ def label(row: dict, among: list[dict]) -> str:
         text += ", global"
     text += ", weights frozen" if row["freeze"] else ""
     text += f", {row['held_out']} held out" if row["held_out"] else ""
-    return text + (" + teacher" if row["teacher"] else "")
+    text += " + teacher" if row["teacher"] else ""
+    apart = [c for c in SETTINGS + PRUNING * (row["method"] != "dense")
+             if c not in by and len({r.get(c) for r in like} - {None, ""}) > 1]  # "": not known
+    return text + "".join(f", {c} {row[c]}" for c in (*by, *apart) if row.get(c))
 
 
 def rounded(number: str) -> str:
