@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from files import UserError, read_json, write_atomically
+from support.files import UserError, read_json, write_atomically
 
 ACTIVATIONS = {
     "gelu": F.gelu,

@@ -41,7 +41,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from files import UserError
+from support.files import UserError
 
 KINDS = {"float32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 MAGIC = b"SPARSE-1"

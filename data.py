@@ -24,8 +24,8 @@ import torch
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 from tqdm import tqdm
 
-import metrics
-from files import RunError, UserError, cached, read_json
+from support import metrics
+from support.files import RunError, UserError, cached, read_json
 
 # --------------------------------------------------------------------------------- tasks
 

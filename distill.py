@@ -15,7 +15,7 @@ from torch import Tensor
 
 import bert
 import data
-from files import UserError
+from support.files import UserError
 
 NEVER = -1e9  # a logit whose probability is 0, and whose difference from another is no NaN
 

@@ -11,15 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-import cli
 import data
 import distill
-import report
-import sparse
-import squad
 import train
-from files import UserError, read_json, run_main, write_atomically, write_json
 from settings import choose_device, choose_precision
+from support import cli, report, squad
+from support.files import UserError, read_json, run_main, write_atomically, write_json
+from tools import sparse
 
 
 def is_count(value) -> bool:

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import claims
-import cli
 import masking
-from files import RunError, UserError, run_main
+from support import cli
+from support.files import RunError, UserError, run_main
+from tools import claims
 
 
 def remaining() -> float:

@@ -19,16 +19,15 @@ import safetensors.torch
 import torch
 
 import bert
-import cli
 import data
 import distill
 import evaluate
 import masking
-import rows
-import runs
 import train
 from compact import KINDS, Coded, decode, encode, load_sparse, pack
-from files import (
+from support import checkpoints as runs
+from support import cli
+from support.files import (
     UserError,
     check_writable,
     read_json,
@@ -38,6 +37,7 @@ from files import (
     write_atomically,
     write_json,
 )
+from tools import rows
 
 # ---------------------------------------------------------------------------------- the sizes
 

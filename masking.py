@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from control import PenaltyControl
-from ranks import Cut, drop_ties
+from support.penalty import PenaltyControl
+from support.ranks import Cut, drop_ties
 
 # ---------------------------------------------------------------------------- the schedule
 

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-import cli
 import data
 import masking
-import pretrain
-from files import UserError
+from sample import pretrain
+from support import cli
+from support.files import UserError
 
 # oneDNN keeps a program for each shape it has met: with batches of all lengths, hundreds. It reads
 # this at its first product, so before there is any model.

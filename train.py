@@ -20,16 +20,13 @@ from torch.nn import functional as F
 import bert
 import data
 import distill
-import download
 import masking
-import parallel
-import pretrain
-import report
-import runs
-import sample_data
-import squad
-from files import RunError, UserError, cached, run_main, write_json
+from sample import generate as sample_data
+from sample import pretrain
 from settings import choose_precision, make_parser, make_schedule, settings
+from support import checkpoints as runs
+from support import download, parallel, report, squad
+from support.files import RunError, UserError, cached, run_main, write_json
 
 # ----------------------------------------------------------------- rows, features and model
 

@@ -48,7 +48,9 @@ def command(cache):
     """Run one of the programs as a user does → the finished process, its output as text."""
 
     def run(*words, **options):
-        words = [sys.executable, str(ROOT / words[0]), *map(str, words[1:])]
-        return subprocess.run(words, capture_output=True, text=True, **options)
+        program = [str(ROOT / words[0])] if words[0].endswith(".py") else ["-m", words[0]]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)} | (options.pop("env", None) or {})
+        return subprocess.run([sys.executable, *program, *map(str, words[1:])], env=env,
+                              capture_output=True, text=True, **options)
 
     return run

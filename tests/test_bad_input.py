@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from tiny import COLA, RTE, SQUAD, SST2, STSB, WORDS, Trap, check_refused, digests, squad
 
-import files
+from support import files
 
 # ---------------------------------------------------------------------------------- the rows
 
@@ -242,11 +242,11 @@ RUN = {  # command, change to run/, what is said
                                put("run/metrics.json", "{"), "metrics.json:1: broken JSON"),
     "resume: foreign metrics": (["train.py", "--resume", "--output", "run"],
                                 put("run/metrics.json", {"accuracy": 1}), "metrics.json: "),
-    "sweep: a CSV in two": (["sweep.py", "--csv", "x.csv"], put("x.csv", "key,task\n1\n"),
+    "sweep: a CSV in two": (["tools.sweep", "--csv", "x.csv"], put("x.csv", "key,task\n1\n"),
                             "x.csv: row 1"),
-    "sweep: not UTF-8": (["sweep.py", "--csv", "x.csv"], put("x.csv", b"key\n\xff\n"), "x.csv: "),
-    "sweep: a folder": (["sweep.py", "--csv", "run"], put("x", ""), "run: "),
-    "sweep: a file for a folder": (["sweep.py", "--csv", DEV + "/x.csv"], put("x", ""), "dev.tsv"),
+    "sweep: not UTF-8": (["tools.sweep", "--csv", "x.csv"], put("x.csv", b"key\n\xff"), "x.csv: "),
+    "sweep: a folder": (["tools.sweep", "--csv", "run"], put("x", ""), "run: "),
+    "sweep: a file for a folder": (["tools.sweep", "--csv", DEV + "/x.csv"], put("x", ""), "dev.t"),
 }
 
 

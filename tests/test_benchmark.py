@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-import benchmark
 import masking
 import train
+from tools import benchmark
 
 
 def test_quick_run(command, tmp_path):
-    done = command("benchmark.py", "--quick", "--json", tmp_path / "b.json")
+    done = command("tools.benchmark", "--quick", "--json", tmp_path / "b.json")
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "b.json").read_text())
     assert set(result["ratios"]) == set(masking.METHODS) - {"dense"}
@@ -28,7 +28,7 @@ def test_quick_run(command, tmp_path):
 
 
 def test_unknown_part_is_named(command):
-    done = command("benchmark.py", "--parts", "method")
+    done = command("tools.benchmark", "--parts", "method")
     assert done.returncode == 2 and "did you mean methods?" in done.stderr
 
 

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 import bert
-from files import UserError
+from support.files import UserError
 
 ODD = bert.Config(  # nothing here is a power of two, or what BERT-base has
     vocab_size=1013, hidden_size=35, num_hidden_layers=3, num_attention_heads=5,

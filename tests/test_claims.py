@@ -5,9 +5,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-import anatomy
-import claims
 import masking
+from tools import anatomy, claims
 
 NAMES = list(anatomy.MATRICES.values())
 
@@ -99,7 +98,7 @@ def test_runs_are_made_once_and_looked_at_again(command, tmp_path):
     start = tmp_path / "start"
     assert command("train.py", "--model", "untrained:1x32", *flags, "--output",
                    start).returncode == 0
-    words = ("claims.py", "--claims", "close,shape", "--output", tmp_path / "runs", *flags,
+    words = ("tools.claims", "--claims", "close,shape", "--output", tmp_path / "runs", *flags,
              "--model", start)
     first, again = command(*words), command(*words)
     assert first.returncode == again.returncode == 0, first.stderr
@@ -113,5 +112,5 @@ def test_runs_are_made_once_and_looked_at_again(command, tmp_path):
     (["--claims", "shap"], "shape"), (["--method", "l0"], "--method"), (["7"], "7")])
 def test_wrong_words_are_refused(words, said, command, tmp_path):
     tiny = ("--max-train-rows", 32, "--max-eval-rows", 8, "--steps", 2, "--max-length", 32)
-    done = command("claims.py", *words, "--output", tmp_path / "runs", *tiny)
+    done = command("tools.claims", *words, "--output", tmp_path / "runs", *tiny)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import data
-import metrics
-from files import UserError
+from support import metrics
+from support.files import UserError
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "d", "##x", "ab", "é", "e"]
 

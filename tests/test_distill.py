@@ -9,7 +9,7 @@ import torch
 import bert
 import data
 import distill
-from files import UserError
+from support.files import UserError
 
 
 def test_divergence_by_hand():

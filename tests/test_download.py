@@ -15,9 +15,8 @@ from conftest import ROOT
 from loopback import Server
 
 import data
-import download
-import squad
-from files import UserError, cache_folder
+from support import download, squad
+from support.files import UserError, cache_folder
 
 
 @pytest.fixture
@@ -341,7 +340,7 @@ def test_wrong_contents(server, monkeypatch, changed, said):
 FETCH = """
 import sys
 sys.path.insert(0, {root!r})
-import download
+from support import download
 download.SOURCES["cola"] = download.Source((download.File(*{file!r}),), {rows!r})
 print("ready", flush=True)
 print(download.data_folder("cola"))

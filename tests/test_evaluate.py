@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import evaluate
-import rows
+from tools import rows
 
 TINY = ("--model", "untrained:1x32", "--max-train-rows", 320, "--max-eval-rows", 60,
         "--steps", 40, "--max-length", 48)

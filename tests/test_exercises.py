@@ -5,7 +5,7 @@ import math
 import pytest
 
 import exercises
-from files import RunError, UserError
+from support.files import RunError, UserError
 
 RIGHT = {
     1: 12 * (4 * 17_695 + 2 * 70_779),  # 0.03 · 768² = 17,694.7 and 0.03 · 768 · 3072 = 70,778.9

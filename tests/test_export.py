@@ -17,7 +17,7 @@ import compact
 import export
 import masking
 from compact import Coded, decode, encode, load_sparse, pack
-from files import UserError, write_json
+from support.files import UserError, write_json
 
 SMALL = bert.Config(vocab_size=50, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
                     intermediate_size=256, max_position_embeddings=32)

@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT
 from tiny import TINY, Trap, check_refused, digests
 
-import files
+from support import files
 
 
 def alone(place, script, *words):
@@ -191,7 +191,7 @@ def test_two_runs_in_one_folder(place):
 
 
 def test_two_runs_that_began_with_the_folder_still_free(place, monkeypatch):
-    import runs
+    from support import checkpoints as runs
 
     choose = runs.choose_folder
 
@@ -237,16 +237,16 @@ def test_an_unknown_flag_is_one_line(program, place):
 
 
 @pytest.mark.parametrize("words", [
-    ["evaluate.py", "run"], ["export.py", "run"], ["sparse.py", "--quick"], ["tables.py"],
-    ["benchmark.py", "--quick"], ["pretrain.py"],
-    ["figures.py", "--results", "results", "--output", "pictures"],
+    ["evaluate.py", "run"], ["export.py", "run"], ["tools.sparse", "--quick"], ["tools.tables"],
+    ["tools.benchmark", "--quick"], ["sample.pretrain"],
+    ["tools.figures", "--results", "results", "--output", "pictures"],
 ], ids=lambda words: words[0])
 def test_ctrl_c_is_one_line(words, place, monkeypatch):
     module = importlib.import_module(words[0].removesuffix(".py"))
     monkeypatch.setenv("MOVEMENT_CACHE", str(place.folder / "cache"))
-    if words[0] == "figures.py" and module.plt is None:
+    if words[0] == "tools.figures" and module.plt is None:
         pytest.skip("pictures need matplotlib")
-    if words[0] in ("tables.py", "figures.py"):  # which could be over before the signal comes
+    if words[0] in ("tools.tables", "tools.figures"):  # which could be over before the signal comes
         monkeypatch.setattr("rows.read", lambda path: time.sleep(9))
         files.write_atomically("results/a.csv", "")
     if words[0] in ("evaluate.py", "export.py"):

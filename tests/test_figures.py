@@ -11,12 +11,9 @@ import safetensors.numpy
 import torch
 from conftest import ROOT
 
-import anatomy
-import figures
-import rows
-import runs
-import tables
-from files import UserError
+from support import checkpoints as runs
+from support.files import UserError
+from tools import anatomy, figures, rows, tables
 
 PRUNED = ("magnitude", "l0", "movement", "soft_movement")
 
@@ -193,7 +190,7 @@ def test_readme_shows_what_the_rows_say():
     for page in ("README.md", "PAPER.md", "results/README.md"):
         if (ROOT / page).exists():
             text = (ROOT / page).read_text(encoding="utf-8")
-            assert tables.fill(text, ROOT / "results") == text, f"run python figures.py ({page})"
+            assert tables.fill(text, ROOT / "results") == text, f"python -m tools.figures ({page})"
 
 
 # ---------------------------------------------------------------------------------- anatomy
@@ -303,7 +300,7 @@ def draw(monkeypatch, tmp_path):
         save(figure, path)
 
     def run(*words):
-        monkeypatch.setattr("sys.argv", ["figures.py", *map(str, words), "--output",
+        monkeypatch.setattr("sys.argv", ["tools.figures", *map(str, words), "--output",
                                          str(tmp_path / "figures")])
         figures.main()
         return {path.name for path in (tmp_path / "figures").iterdir()}, axes
@@ -380,6 +377,6 @@ def test_methods_look_the_same_everywhere_and_unlike_each_other():
 
 def test_without_matplotlib_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr(figures, "plt", None)
-    monkeypatch.setattr("sys.argv", ["figures.py"])
+    monkeypatch.setattr("sys.argv", ["tools.figures"])
     with pytest.raises(UserError, match=r"pip install -r requirements-dev\.txt"):
         figures.main()

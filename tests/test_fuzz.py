@@ -22,11 +22,11 @@ import data
 import evaluate
 import export
 import masking
-import rows
-import runs
-import squad
 import train
-from files import UserError, write_json
+from support import checkpoints as runs
+from support import squad
+from support.files import UserError, write_json
+from tools import rows
 
 SEED = int(os.environ.get("FUZZ_SEED", 0))
 # for each kind of file; a slow machine tries fewer

@@ -49,8 +49,8 @@ MODELS = """
 import json, socket, sys, time
 sys.path.insert(0, {root!r})
 connect, socket.socket.connect = socket.socket.connect, None  # an import that connects would fail
-import download
-from files import UserError
+from support import download
+from support.files import UserError
 socket.socket.connect = connect
 time.sleep = lambda seconds: None  # the library waits before it tries again
 found = {{}}

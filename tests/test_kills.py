@@ -26,7 +26,7 @@ from conftest import ROOT
 from tiny import digests, write_data, write_model
 
 import compact
-import files
+from support import files
 
 WORDS = ["--data", "data", "--model", "model", "--max-length", "16", "--task", "sst2",
          "--batch-size", "8", "--lr", "1e-3", "--save-every", "3"]
@@ -159,14 +159,14 @@ class Scene:
         table.unlink(missing_ok=True)
         before = []
         for _ in range(kills):
-            self.note("sweep.py", kill(self.folder, "sweep.py", *SWEEP, began=kept.exists,
+            self.note("tools.sweep", kill(self.folder, "tools.sweep", *SWEEP, began=kept.exists,
                                        after=self.rng.random() * 5))
             left = [p for p in kept.glob("*/.lock") if in_use(p)]
             assert not left or sys.platform != "linux", "a run outlives its sweep"
             rows = list(csv.DictReader(table.open(newline=""))) if table.exists() else []
             assert rows[: len(before)] == before, "a row is gone"
             before = rows
-        finish(self.folder, "sweep.py", *SWEEP)
+        finish(self.folder, "tools.sweep", *SWEEP)
         rows = list(csv.DictReader(table.open(newline="")))
         assert sorted(row["method"] for row in rows) == ["magnitude", "movement"]
         assert rows[: len(before)] == before

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import masking
-from control import PenaltyControl
 from masking import L0, Pruner, Schedule, top_v
+from support.penalty import PenaltyControl
 
 NOW = Schedule(T=10, t_i=0, t_f=9)  # at step 1 and later: the final density
 

@@ -13,8 +13,8 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 
-import parallel
-import runs
+from support import checkpoints as runs
+from support import parallel
 
 WORDS = ("--task", "mnli", "--method", "movement", "--model", "untrained:1x32", "--max-length", 32,
          "--max-train-rows", 331, "--max-eval-rows", 40, "--steps", 120, "--save-every", 10,

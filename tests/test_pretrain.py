@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 import bert
 import data
-import pretrain
-import sample_data
-from files import UserError
+from sample import generate as sample_data
+from sample import pretrain
+from support.files import UserError
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-import ranks
 from masking import Pruner, Schedule, top_v
-from ranks import Cut
+from support import ranks
+from support.ranks import Cut
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

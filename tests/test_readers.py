@@ -8,7 +8,7 @@ import pytest
 
 import data
 from data import TASKS
-from files import UserError
+from support.files import UserError
 
 MNLI = "gold_label\tindex\tsentence2\tgenre\tsentence1\n"
 

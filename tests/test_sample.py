@@ -10,10 +10,10 @@ import torch
 from conftest import ROOT
 
 import data
-import sample_data
-import squad
 import train
-from sample_nli import LINKS, Frame, label
+from sample import generate as sample_data
+from sample.nli import LINKS, Frame, label
+from support import squad
 
 TASKS = ("mnli", "qqp", "sst2")
 

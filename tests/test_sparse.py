@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import bert
-import sparse
+from tools import sparse
 
 SMALL = bert.Config(vocab_size=50, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
                     intermediate_size=256, max_position_embeddings=150)
@@ -59,7 +59,7 @@ def test_a_row_of_the_measurement():
 
 def test_the_command_writes_its_rows(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sparse, "MODELS", {"tiny": SMALL})
-    monkeypatch.setattr("sys.argv", ["sparse.py", "--quick", "--csv", str(tmp_path / "rows.csv")])
+    monkeypatch.setattr("sys.argv", ["sparse", "--quick", "--csv", str(tmp_path / "rows.csv")])
     sparse.main()
     rows = list(csv.DictReader(open(tmp_path / "rows.csv")))
     assert [(r["batch"], r["density"]) for r in rows] == [

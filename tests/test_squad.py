@@ -11,9 +11,9 @@ import pytest
 from tokenizers import BertWordPieceTokenizer
 
 import data
-import sample_squad
-import squad
-from files import UserError
+from sample import squad as sample_squad
+from support import squad
+from support.files import UserError
 
 # A vocabulary of single letters: "abc" is the tokens a ##b ##c, and every text can be counted.
 LETTERS = string.ascii_lowercase

@@ -8,8 +8,8 @@ import string
 import numpy as np
 import pytest
 
-import sample_squad
-import squad
+from sample import squad as sample_squad
+from support import squad
 
 
 @pytest.mark.parametrize("text, expected", [

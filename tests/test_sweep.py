@@ -13,16 +13,15 @@ import pytest
 from conftest import ROOT
 
 import data
-import rows
 import settings
-import sweep
-from files import UserError
+from support.files import UserError
+from tools import rows, sweep
 
 # in place of train.py: leaves what it leaves, at once; fails at --lr 13, hangs at --lr 17
 STAND_IN = f"""
 import os, sys, time
 sys.path.insert(0, {str(ROOT)!r})
-from files import RunError, UserError, run_main, write_json
+from support.files import RunError, UserError, run_main, write_json
 
 def main():
     dry = "--dry-run" in sys.argv
@@ -60,7 +59,7 @@ def stand_in(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
     def run(*words):
-        words = ["sweep.py", *map(str, words), "--csv", str(tmp_path / "rows.csv")]
+        words = ["tools.sweep", *map(str, words), "--csv", str(tmp_path / "rows.csv")]
         monkeypatch.setattr(sys, "argv", words)
         before = signal.getsignal(signal.SIGTERM)
         try:
@@ -225,7 +224,7 @@ def test_every_metric_has_a_column():
 
 
 def test_a_real_run_fills_its_row(command, tmp_path):
-    done = command("sweep.py", "--methods", "soft_movement", "--models", "untrained:1x32",
+    done = command("tools.sweep", "--methods", "soft_movement", "--models", "untrained:1x32",
                    "--steps", 20, "--max-train-rows", 320, "--max-eval-rows", 40,
                    "--max-length", 32, "--csv", tmp_path / "rows.csv")
     assert done.returncode == 0, done.stderr

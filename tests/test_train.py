@@ -14,9 +14,9 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 import data
-import report
 import settings
 import train
+from support import report
 
 TINY = ("--model", "untrained:1x32", "--max-train-rows", 320, "--max-eval-rows", 40,
         "--steps", 40, "--max-length", 32)

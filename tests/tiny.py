@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import bert
-import files
+from support import files
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "good", "bad", "."]
 CONFIG = bert.Config(vocab_size=len(WORDS), hidden_size=32, num_hidden_layers=1,

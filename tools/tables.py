@@ -1,6 +1,6 @@
 """The pages' tables, filled in from results/*.csv; figures.py does it along with the pictures.
 
-    python tables.py
+    python -m tools.tables
 
 A table stands between two comments, <!-- table: sample-mnli --> and <!-- end -->, and comes from
 results/sample-mnli.csv. Options after the name: methods=…, keep=… and tasks=… name rows and columns
@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-import cli
 import masking
-import rows
-from files import UserError, read_json, run_main, write_atomically
+from support import cli
+from support.files import UserError, read_json, run_main, write_atomically
+from tools import rows
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent.parent
 PAGES = [HERE / "README.md", HERE / "results" / "README.md"]
 MARK = re.compile(r"(<!-- table: (\S+)(.*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 MISSING = "not run here"

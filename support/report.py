@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 import data
-import parallel
-import pretrain
+from sample import pretrain
+from support import parallel
 
 
 def say(text: str) -> None:

@@ -1,8 +1,8 @@
 """What does pruning cost? Training steps side by side in one process, taking turns.
 
-    python benchmark.py --json FILE           all parts, about a quarter of an hour on two cores
-    python benchmark.py --parts methods       masked step over dense step, each method
-    python benchmark.py --quick               a tiny model, under 20 seconds
+    python -m tools.benchmark --json FILE           all parts, a quarter of an hour on two cores
+    python -m tools.benchmark --parts methods       masked step over dense step, each method
+    python -m tools.benchmark --quick               a tiny model, under 20 seconds
 
 Every figure is a ratio of two steps run one after the other, again and again: what slows the
 machine slows both, and the median forgets the rest. A step is what train.py does in one: refresh
@@ -24,15 +24,14 @@ from torch import nn
 from torch.nn import functional as F
 
 import bert
-import cli
 import data
 import masking
-import rows
-import runs
-import sparse
 import train
-from files import check_writable, run_main, write_json
 from settings import choose_device, choose_precision
+from support import checkpoints as runs
+from support import cli
+from support.files import check_writable, run_main, write_json
+from tools import rows, sparse
 
 STAGES = ("refresh", "forward", "backward", "masks", "clip", "optimiser")
 METHODS = [name for name in masking.METHODS if name != "dense"]

@@ -12,7 +12,7 @@ from collections import Counter, namedtuple
 from collections.abc import Iterator
 from functools import lru_cache
 
-from lexicon import LEXICON, NAMES, WORDS, Word, articles, at, choose, inflect, role, split
+from sample.lexicon import LEXICON, NAMES, WORDS, Word, articles, at, choose, inflect, role, split
 
 # ---- MNLI: meaning.  Quantifier -> (plural?, truth where a subjects satisfy the predicate and b do
 # not, must subjects exist?, may the verb be negated without ambiguity of scope?)

@@ -24,7 +24,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 import data
-from files import UserError, read_json, write_json
+from support.files import UserError, read_json, write_json
 
 # ------------------------------------------------------------------------------- questions
 

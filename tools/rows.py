@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import masking
-from files import UserError, locked, read_json, write_atomically
+from support.files import UserError, locked, read_json, write_atomically
 
 METRICS = ("accuracy_matched", "accuracy_mismatched", "accuracy", "f1", "exact_match",
            "matthews_correlation", "pearson", "spearman")
@@ -119,8 +119,8 @@ def machine(device: str) -> str:
 def git_version() -> str:
     """The commit, with + where a source file differs from it; empty outside of git."""
     def ask(*words):
-        return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True,
-                              text=True).stdout.strip()
+        return subprocess.run(["git", *words], cwd=Path(__file__).parent.parent,
+                              capture_output=True, text=True).stdout.strip()
 
     try:
         commit = ask("rev-parse", "--short", "HEAD")

@@ -1,9 +1,9 @@
 """The paper's claims as experiments: each prints what it found here, true or not.
 
-    python claims.py                            all six, about six minutes on two cores
-    python claims.py --claims swap,shape        some of them
-    python claims.py --claims crossover --steps 2250 --seed 1     flags of train.py go to its runs;
-                                                                  --model and --data too
+    python -m tools.claims                            all six, about six minutes on two cores
+    python -m tools.claims --claims swap,shape        some of them
+    python -m tools.claims --claims crossover --steps 2250 --seed 1   flags of train.py go to its
+                                                runs; --model and --data too
 
 1 swap       a pruned weight that overtakes a kept one lowers the loss (Appendix A.1)
 2 close      fine-tuned weights stay close to the pretrained ones (Figure 1)
@@ -14,7 +14,7 @@
 
 The first takes small random networks. The others look at runs of train.py, one seed each and far
 shorter than the paper's; they stay in --output, so a second look at them costs nothing, and
-`python figures.py --run` draws them. What counts as true is written where it is computed.
+`python -m tools.figures --run` draws them. What counts as true is written where it is computed.
 """
 
 import subprocess
@@ -29,13 +29,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import anatomy
-import cli
 import masking
-import sweep
-from files import RunError, UserError, read_json, run_main
+from support import cli
+from support.files import RunError, UserError, read_json, run_main
+from tools import anatomy, sweep
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent.parent
 STEPS = 600
 HIGH, LOW = 0.7, 0.03  # densities: the paper puts the crossing between 0.15 and 0.7
 OWN = ("--task", "--method", "--keep", "--scope", "--penalty", "--overwrite", "--resume",
@@ -272,8 +271,8 @@ def report(name: str, verdict: Verdict) -> str:
 
 
 def main() -> None:
-    p = cli.Parser(description=__doc__, usage="python claims.py [--claims NAMES] [--output DIR] "
-                   "[flags of train.py]")
+    p = cli.Parser(description=__doc__, usage="python -m tools.claims [--claims NAMES] "
+                   "[--output DIR] [flags of train.py]")
     p.add_argument("--claims", metavar="NAMES", help=f"of {','.join(CLAIMS)} (default all)")
     p.add_argument("--output", type=Path, default=Path("runs/claims"), metavar="DIR",
                    help="where the runs are kept (default runs/claims)")

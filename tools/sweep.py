@@ -1,8 +1,8 @@
 """Many runs of train.py, one row of a CSV each: every combination of the comma lists given.
 
-    python sweep.py --task mnli --methods magnitude,movement --keep 0.1,0.03 --seeds 0,1,2
-    python sweep.py --tasks sst2,qqp --methods dense,l0 --jobs 2 --csv results/more.csv
-    python sweep.py --methods movement --lr 1e-3,3e-4 --score-lr 1e-2,3e-2 --held-out 0.1
+    python -m tools.sweep --task mnli --methods magnitude,movement --keep 0.1,0.03 --seeds 0,1,2
+    python -m tools.sweep --tasks sst2,qqp --methods dense,l0 --jobs 2 --csv results/more.csv
+    python -m tools.sweep --methods movement --lr 1e-3,3e-4 --score-lr 1e-2,3e-2 --held-out 0.1
 
 Started again, with other lists too, it runs only what the CSV has no row of; a row's `key` is a
 digest of every setting that decides the run (delete rows to run them again with newer code). Of
@@ -25,14 +25,14 @@ import time
 from collections import namedtuple
 from pathlib import Path
 
-import cli
 import masking
-import rows
 import settings
-from files import RunError, UserError, check_writable, run_main
-from report import duration
+from support import cli
+from support.files import RunError, UserError, check_writable, run_main
+from support.report import duration
+from tools import rows
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent.parent
 PATHS = ("--data", "--model", "--teacher")
 LINUX = sys.platform == "linux"
 

@@ -185,7 +185,7 @@ def cached(name: str, sources: list[str], settings: str, make) -> Path:
     """
     key = hashlib.sha256(settings.encode())
     for source in sources:
-        key.update((Path(__file__).parent / source).read_bytes())
+        key.update((Path(__file__).parent.parent / source).read_bytes())
     folder = cache_folder() / f"{name}-{key.hexdigest()[:12]}"
     with locked(folder):
         if not folder.exists():

@@ -1,7 +1,7 @@
 """The paper's figures from result rows and from runs; and the pages' tables.
 
-    python figures.py                          # Figures 2, 3 and 5 from results/*.csv, the tables
-    python figures.py --run runs/A runs/B      # Figures 1, 4 and 6, and numbers, from these runs
+    python -m tools.figures                      # Figures 2, 3 and 5 from results/*.csv, the tables
+    python -m tools.figures --run runs/A runs/B  # Figures 1, 4 and 6, and numbers, from these runs
 
 Where a CSV has dense models of several sizes, Figure 2 is drawn against the number of non-zero
 parameters too, the smaller ones beside the pruned one. A line is a mean over seeds, its band goes
@@ -12,13 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-import anatomy
-import cli
 import masking
-import pretrain
-import rows
-import tables
-from files import UserError, run_main
+from sample import pretrain
+from support import cli
+from support.files import UserError, run_main
+from tools import anatomy, rows, tables
 
 try:
     import matplotlib
@@ -28,7 +26,7 @@ try:
 except ImportError:
     plt = None
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent.parent
 STYLES = {  # colours of Okabe and Ito, which every kind of colour vision tells apart
     "dense": ("#000000", "*"), "random": ("#999999", "X"), "magnitude": ("#0072B2", "o"),
     "l0": ("#E69F00", "s"), "movement": ("#009E73", "^"), "soft_movement": ("#D55E00", "D")}
@@ -391,7 +389,7 @@ def main() -> None:
         raise UserError(f"{args.results}: no such folder; --results names one of CSV files")
     if plt is None:
         raise UserError("pictures need matplotlib: python -m pip install -r requirements-dev.txt "
-                        "(the tables alone: python tables.py)")
+                        "(the tables alone: python -m tools.tables)")
     plt.rcParams.update(LOOK)
     wrong = []
     if args.run:

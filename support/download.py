@@ -27,8 +27,8 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 import data
-import squad
-from files import UserError, cached, naming, write_atomically
+from support import squad
+from support.files import UserError, cached, naming, write_atomically
 
 # ------------------------------------------------------------------------------- sources
 #

@@ -1,7 +1,7 @@
 """The small BERT: a WordPiece vocabulary and masked language modelling on the sample's text.
 
-    python pretrain.py                      # 4 layers × 128 wide, about two minutes on two cores
-    python pretrain.py --model small:2x64   # another size, trained in the same way
+    python -m sample.pretrain                     # 4 layers × 128 wide, two minutes on two cores
+    python -m sample.pretrain --model small:2x64   # another size, trained in the same way
 
 The result lands in $MOVEMENT_CACHE (default ~/.cache/movement-pruning) as a Hugging Face folder,
 named by all that made it; train.py makes it on first use and finds it again afterwards.
@@ -21,10 +21,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import bert
-import cli
 import data
-import sample_data
-from files import UserError, cached, run_main, write_atomically
+from sample import generate as sample_data
+from support import cli
+from support.files import UserError, cached, run_main, write_atomically
 
 DOCUMENTS = 50_000
 VOCABULARY = 2_000
@@ -148,7 +148,7 @@ def small_bert(name: str = "small") -> Path:
         torch.set_num_threads(threads)
         print(f"pretraining took {time.time() - began:.0f} s", flush=True)
 
-    sources = ["pretrain.py", "bert.py", "data.py", *sample_data.SOURCES]
+    sources = ["sample/pretrain.py", "bert.py", "data.py", *sample_data.SOURCES]
     libraries = f"{torch.__version__} {tokenizers.__version__}"
     return cached(f"{kind}-{layers}x{width}", sources, libraries, make_and_tell)
 

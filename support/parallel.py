@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from files import RunError
+from support.files import RunError
 
 CHECK_EVERY = 100  # steps
 

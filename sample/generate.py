@@ -1,6 +1,6 @@
 """Generated sample data in the GLUE layouts, and text to pretrain on, for machines without network.
 
-    python sample_data.py      prints the sizes and a few labelled rows of each task
+    python -m sample.generate      prints the sizes and a few labelled rows of each task
 
 MNLI is in sample_nli.py, the words of all tasks in lexicon.py.
 SST-2: the polarity of the main clause (after "but", or not after "although" and "despite"); each
@@ -16,9 +16,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import sample_squad
-from files import write_atomically, write_json
-from lexicon import (
+from sample import squad as sample_squad
+from sample.lexicon import (
     GENRES_MATCHED,
     GENRES_MISMATCHED,
     LEXICON,
@@ -30,10 +29,11 @@ from lexicon import (
     role,
     split,
 )
-from sample_nli import LINKS, infer, mnli_rows, random_frame, render
+from sample.nli import LINKS, infer, mnli_rows, random_frame, render
+from support.files import write_atomically, write_json
 
 # what the sample depends on
-SOURCES = ["lexicon.py", "sample_nli.py", "sample_squad.py", "sample_data.py"]
+SOURCES = ["sample/lexicon.py", "sample/nli.py", "sample/squad.py", "sample/generate.py"]
 SIZES = {
     "mnli": {"train": 36_000, "dev_matched": 1_500, "dev_mismatched": 1_500},
     "qqp": {"train": 36_000, "dev": 1_500},

@@ -24,9 +24,8 @@ import torch
 from tqdm import tqdm
 
 import bert
-import parallel
-import report
-from files import (
+from support import parallel, report
+from support.files import (
     UserError,
     check_writable,
     hold,
@@ -36,7 +35,7 @@ from files import (
     write_atomically,
     write_json,
 )
-from report import say
+from support.report import say
 
 TOKENIZER_FILES = ("vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
 FILES = ("config.json", "model.safetensors", "pruning.safetensors", "run.json", "metrics.json",

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from ranks import Cut
+from support.ranks import Cut
 
 
 class PenaltyControl:

@@ -1,6 +1,6 @@
 """What pruning left of a run's model, in numbers: where weights remain, how far they moved.
 
-    python figures.py --run runs/mnli-movement-0.1-s0 runs/mnli-magnitude-0.1-s0
+    python -m tools.figures --run runs/mnli-movement-0.1-s0 runs/mnli-magnitude-0.1-s0
 
 W0 is a pretrained matrix, W the fine-tuned one (where it is pruned, too), M its mask, S its scores.
 """
@@ -15,10 +15,10 @@ import torch
 
 import bert
 import masking
-import pretrain
-import runs
 import train
-from files import UserError, read_json
+from sample import pretrain
+from support import checkpoints as runs
+from support.files import UserError, read_json
 
 MATRICES = {  # Hugging Face's name inside a layer → the paper's
     "attention.self.query": "query", "attention.self.key": "key", "attention.self.value": "value",

@@ -1,7 +1,7 @@
 """Is a pruned model faster? Its matrices in PyTorch's CSR layout against dense ones.
 
-    python sparse.py                         both sizes of model, a quarter of an hour on one core
-    python sparse.py --quick --csv FILE      MiniLM's size at two densities, under a minute
+    python -m tools.sparse                     both sizes of model, a quarter of an hour on one core
+    python -m tools.sparse --quick --csv FILE  MiniLM's size at two densities, under a minute
 
 CSR keeps the non-zero weights row by row, each with its column. A product with it skips the
 zeros, but reads a weight's place along with the weight, so it wins only where most are zero.
@@ -20,10 +20,10 @@ import torch
 from torch import nn
 
 import bert
-import cli
 import masking
-import rows
-from files import check_writable, run_main
+from support import cli
+from support.files import check_writable, run_main
+from tools import rows
 
 BREAK_EVEN = 0.15  # density above which a CSR product is no longer clearly the faster
 PIECE = 128  # rows of x at a time, few enough for the processor's cache

@@ -1,6 +1,6 @@
 """Generated passages and questions in SQuAD's manner and layout.
 
-    python sample_squad.py      prints a few
+    python -m sample.squad      prints a few
 
 A passage tells of 3 or 4 events. They share a small cast of people, deeds, things, places and
 times, so that the words of a question occur in several sentences, and only all of them together
@@ -12,7 +12,7 @@ import random
 from collections import namedtuple
 from collections.abc import Iterator
 
-from lexicon import (
+from sample.lexicon import (
     GENRES_MATCHED,
     LEXICON,
     NAMES,

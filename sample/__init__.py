@@ -1,0 +1,1 @@
+"""The generated tasks, and the small BERT that is pretrained on them."""

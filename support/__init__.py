@@ -1,0 +1,1 @@
+"""What the core needs and no reader must open."""

@@ -1,0 +1,1 @@
+"""Experiments on top: run as `python -m tools.sweep …`."""
