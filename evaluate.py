@@ -3,33 +3,176 @@
     python evaluate.py runs/mnli-movement-0.1-s0                      settings come from the folder
     python evaluate.py path/to/bert-mnli --task mnli --data download  somebody else's model
     python evaluate.py runs/sst2-movement-0.1-s0 --predict test.tsv   a file for GLUE's server
-    python evaluate.py runs/mnli-movement-0.03-s0 --sparse            leave out the zeros
+    python evaluate.py runs/mnli-movement-0.03-s0 --sparse            skip the zeros in products
 """
 
 import time
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
+import bert
 import data
 import distill
-import train
-from settings import choose_device, choose_precision
-from support import cli, report, squad
+import masking
+from sample import generate, pretrain
+from support import cli, csr, download, report, squad
 from support.files import UserError, read_json, run_main, write_atomically, write_json
-from tools import sparse
+from support.parallel import choose_device, choose_precision
 
 
-def is_count(value) -> bool:
-    return type(value) is int and 0 < value < 10**9
+@dataclass(frozen=True)
+class Settings:
+    """What an evaluation depends on. train.Settings has these fields too."""
+
+    task: str
+    data: str = "sample"
+    max_length: int = 128
+    doc_stride: int = 128
+    batch_size: int = 32
+    precision: str = "auto"
+    device: str = "auto"
+    max_train_rows: int | None = None
+    max_eval_rows: int | None = None
+    held_out: float | None = None
 
 
-KEPT = {  # what is taken from run.json, and the values that train.py can have written
-    "task": lambda v: v in list(data.TASKS), "data": lambda v: isinstance(v, str),
-    "max_length": is_count, "doc_stride": is_count, "batch_size": is_count,
-    "max_eval_rows": lambda v: v is None or is_count(v),
-    "held_out": lambda v: v is None or (type(v) is float and 0 < v < 1),
-    "precision": lambda v: v in ("auto", "fp32", "bf16")}
+# ------------------------------------------------------------------------- data and weights
+
+
+def data_folder(name: str, task: data.Task) -> Path:
+    """The folder that holds the task's files; the sample and the downloads are made on first use.
+
+    UserError where there is no such folder, or no sample of the task.
+    """
+    if name == "sample":
+        return generate.sample_folder(task.folder)
+    if name == "download":
+        return download.official_files(task.folder, data.file_names(task))
+    if not Path(name).is_dir():
+        raise UserError(f"--data {name}: no such folder (it should hold MNLI/, QQP/, SQuAD/, …)")
+    return Path(name)
+
+
+def model_folder(name: str) -> Path:
+    """Where the weights are: the small BERT's cache, a folder, or huggingface_hub's cache."""
+    if pretrain.is_small(name):
+        return pretrain.small_bert(name)
+    if Path(name).is_dir():
+        return Path(name)
+    return download.model_folder(name)
+
+
+def to_make_first(settings: Settings, task: data.Task) -> list[str]:
+    """What a run on this machine would generate, pretrain or download before it starts."""
+    steps = []
+    if settings.data == "sample" and not generate.is_there(task.folder):
+        steps.append(f"generate the sample of {task.folder}")
+    if settings.data == "download" and not download.is_there(task.folder):
+        steps.append(f"download {task.folder}")
+    if pretrain.is_small(settings.model):
+        if not pretrain.is_there(settings.model):
+            steps.append(f"pretrain {settings.model} on generated text (about two minutes)")
+    elif not Path(settings.model).is_dir() and not download.model_is_there(settings.model):
+        steps.append(f"download {settings.model}")
+    return steps
+
+
+def load_rows(settings, task: data.Task, training: bool = True):
+    """→ training rows (None if not `training`), and evaluation rows by split.
+
+    Everything is read and checked before rows are drawn.
+    """
+    folder = data_folder(settings.data, task)
+    train_rows = None
+    if training or settings.held_out:
+        train_rows = data.read(task, folder, "train")
+    if settings.held_out:
+        order = np.random.default_rng(0).permutation(len(train_rows))
+        count = max(1, round(settings.held_out * len(train_rows)))
+        eval_rows = {"": train_rows.take(np.sort(order[:count]))}
+        train_rows = train_rows.take(np.sort(order[count:]))
+    else:
+        eval_rows = {split: data.read(task, folder, split) for split in task.dev}
+    train_rows = data.draw(train_rows, settings.max_train_rows) if training else None
+    return train_rows, {split: data.draw(rows, settings.max_eval_rows)
+                        for split, rows in eval_rows.items()}
+
+
+def encode(task: data.Task, rows, tokenizer, settings, training: bool = False) -> data.Features:
+    return data.encode(task, rows, tokenizer, settings.max_length, settings.doc_stride, training)
+
+
+def encode_all(task: data.Task, eval_rows: dict, tokenizer, settings) -> dict:
+    """Evaluation rows by split → (rows, features) by split."""
+    return {split: (rows, encode(task, rows, tokenizer, settings))
+            for split, rows in eval_rows.items()}
+
+
+def check_fits(config: bert.Config, tokenizer, folder: Path, task: data.Task, max_length: int):
+    """UserError for tokens, segments and positions that the embeddings have no row for."""
+    largest = max(tokenizer.get_vocab().values())  # numbers may have gaps
+    if largest >= config.vocab_size:
+        raise UserError(f"{folder}: the tokenizer has token number {largest}, the embedding only "
+                        f"{config.vocab_size}")
+    if (task.span or len(task.columns) == 2) and config.type_vocab_size < 2:
+        raise UserError(f"{folder}: it has no second segment, which pairs of texts need")
+    if max_length > config.max_position_embeddings:
+        raise UserError(f"--max-length {max_length}: {folder} has positions for "
+                        f"{config.max_position_embeddings} tokens")
+
+
+# -------------------------------------------------------------------- predictions and metrics
+
+
+def forward(model, batch: dict[str, torch.Tensor], precision: str) -> torch.Tensor:
+    """Logits in fp32; the matrix products inside in bf16 where the run says so."""
+    with torch.autocast(batch["input_ids"].device.type, torch.bfloat16, precision == "bf16"):
+        logits = model(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
+    return logits.float()  # (B, C), for spans (B, T, 2)
+
+
+@torch.no_grad()
+def predict(model, features: data.Features, settings) -> list[np.ndarray]:
+    """Logits in the order of the rows: (C) each, for spans (tokens of the row, 2)."""
+    model.eval()
+    outputs = [None] * len(features)
+    for index in data.batches_in_order(features, 2 * settings.batch_size):
+        batch = data.collate(features, index, settings.device)
+        logits = forward(model, batch, settings.precision)
+        for i, row in zip(index, logits.cpu().numpy()):
+            outputs[i] = row[: features.lengths[i]].copy() if row.ndim == 2 else row
+    return outputs
+
+
+def evaluate(model, task: data.Task, evaluated: dict, settings, order=()) -> tuple[dict, dict]:
+    """Metrics (0 to 100) and predictions of a model.
+
+    Args:
+        evaluated: split → (rows, features); a split's name is appended to its metrics' names.
+        order: of the model's classes, from distill.label_order.
+
+    Returns:
+        metrics by name; and by split class numbers or values (rows,), for spans the pair
+        (answers by question id, the n best of each).
+    """
+    metrics, predictions = {}, {}
+    for split, (rows, features) in evaluated.items():
+        logits = distill.reorder(predict(model, features, settings), order)
+        if task.span:
+            predictions[split] = squad.decode(rows, features, logits)
+            values = squad.metrics(predictions[split][0], rows)
+        else:
+            stacked = np.stack(logits)  # (rows, C)
+            predictions[split] = stacked.argmax(1) if task.labels else stacked[:, 0]
+            values = task.metrics(predictions[split], features.labels)
+        metrics |= {name + split: value for name, value in values.items()}
+    return metrics, predictions
+
+
+# -------------------------------------------------------------------------------- the command
 
 
 def make_parser() -> cli.Parser:
@@ -39,7 +182,7 @@ def make_parser() -> cli.Parser:
                    help="only for another program's folder: " + ", ".join(data.TASKS))
     p.add_argument("--data", metavar="DIR", help="sample, download or a folder (default: as run)")
     p.add_argument("--predict", type=Path, metavar="FILE",
-                   help="label this file's rows in place of measuring")
+                   help="label the rows of this file instead of measuring")
     p.add_argument("--sparse", action="store_true", help="sparse matrix products (CPU, fp32)")
     p.add_argument("--max-eval-rows", type=cli.count, metavar="N",
                    help="draw N rows of each file (default: as run)")
@@ -51,34 +194,67 @@ def make_parser() -> cli.Parser:
     return p
 
 
-def settings(args) -> dict:
-    """Flags over the run's own settings over defaults."""
-    s = {"data": "sample", "max_length": 384 if args.task == "squad" else 128, "doc_stride": 128,
-         "batch_size": 32, "precision": "auto", "max_eval_rows": None, "held_out": None}
-    for place in (args.folder, args.folder.parent):  # RUN/export belongs to RUN
-        if (place / "run.json").exists():
-            known = read_json(place / "run.json")
-            s |= {k: known[k] for k in KEPT if k in known}
-            for k, good in KEPT.items():
-                if k in s and not good(s[k]):
-                    raise UserError(f"{place / 'run.json'}: {k} is {s[k]!r}; not as train.py "
-                                    "writes it")
-            break
-    s |= {k: v for k, v in vars(args).items() if k in KEPT and v is not None}
-    if args.data is not None:  # the run held out a share of its own data
-        s["held_out"] = None
-    if "task" not in s:
+def is_count(value) -> bool:
+    return type(value) is int and 0 < value < 10**9
+
+
+RECORDED = {  # what is taken from a run.json, and which values train.py can have written
+    "task": lambda v: v in list(data.TASKS), "data": lambda v: isinstance(v, str),
+    "max_length": is_count, "doc_stride": is_count, "batch_size": is_count,
+    "max_eval_rows": lambda v: v is None or is_count(v),
+    "held_out": lambda v: v is None or (type(v) is float and 0 < v < 1),
+    "precision": lambda v: v in ("auto", "fp32", "bf16")}
+
+
+def recorded_settings(folder: Path) -> dict:
+    """What the run.json of a run, or of the run that a folder was exported from, says."""
+    for place in (folder, folder.parent):  # RUN/export belongs to RUN
+        path = place / "run.json"
+        if path.exists():
+            known = {name: value for name, value in read_json(path).items() if name in RECORDED}
+            for name, value in known.items():
+                if not RECORDED[name](value):
+                    raise UserError(f"{path}: {name} is {value!r}, which train.py never writes")
+            return known
+    return {}
+
+
+def resolve(args) -> Settings:
+    """Flags, else what the run recorded, else the defaults."""
+    given = {f.name: getattr(args, f.name) for f in fields(Settings) if hasattr(args, f.name)}
+    given = {name: value for name, value in given.items() if value is not None}
+    values = recorded_settings(args.folder)
+    if args.data is not None:  # the run held out a share of its own data, not of this
+        values["held_out"] = None
+    values |= given | {"device": choose_device(args.device)}
+    if "task" not in values:
         raise UserError(f"{args.folder}: no run.json says what it was trained for; give --task")
-    s["device"] = choose_device(args.device)
-    return s
+    if values["task"] == "squad":
+        values.setdefault("max_length", 384)
+    return Settings(**values)
 
 
-def per_class(task: data.Task, predicted: np.ndarray, labels: np.ndarray) -> str:
-    """Precision, recall and F1 of each class, in percent."""
+def prepare(args):
+    """→ settings, task, model, the order of its classes, tokenizer; all checked."""
+    settings = resolve(args)
+    task = data.TASKS[settings.task]
+    model, order = distill.load_fine_tuned(args.folder, task)
+    config, tokenizer = model.bert.config, data.load_tokenizer(args.folder)
+    device = "cpu" if args.sparse else settings.device
+    precision, _ = choose_precision("fp32" if args.sparse else settings.precision, device,
+                                    config.hidden_size)
+    settings = replace(settings, device=device, precision=precision, max_length=min(
+        settings.max_length, config.max_position_embeddings))
+    check_fits(config, tokenizer, args.folder, task, settings.max_length)
+    return settings, task, model.to(device), order, tokenizer
+
+
+def per_class(task: data.Task, predictions: np.ndarray, labels: np.ndarray) -> str:
+    """Precision, recall and F1 of each class, in per cent."""
     lines = [f"  {'class':16} {'rows':>7} {'precision':>9} {'recall':>7} {'f1':>6}"]
     for c, name in enumerate(task.labels):
-        right = np.sum((predicted == c) & (labels == c))
-        precision = 100 * right / max(1, np.sum(predicted == c))
+        right = np.sum((predictions == c) & (labels == c))
+        precision = 100 * right / max(1, np.sum(predictions == c))
         recall = 100 * right / max(1, np.sum(labels == c))
         f1 = 2 * precision * recall / max(1e-9, precision + recall)
         rows = np.sum(labels == c)
@@ -86,70 +262,54 @@ def per_class(task: data.Task, predicted: np.ndarray, labels: np.ndarray) -> str
     return "\n".join(lines)
 
 
-def write_predictions(args, model, task, tokenizer, s, order) -> None:
-    """FOLDER/predictions-NAME: GLUE's submission layout (index, prediction), or SQuAD's JSON."""
+def write_predictions(args, model, task, tokenizer, settings, order) -> None:
+    """FOLDER/predictions-NAME in the layout of GLUE's server (index, prediction), or SQuAD's."""
+    out = args.folder / f"predictions-{args.predict.stem}.{'json' if task.span else 'tsv'}"
+    rows = squad.read(args.predict) if task.span else data.read_unlabelled(task, args.predict)
+    features = encode(task, rows, tokenizer, settings)
+    logits = distill.reorder(predict(model, features, settings), order)
     if task.span:
-        rows = squad.read(args.predict)
-        features = train.encode(task, rows, tokenizer, s)
-        out = args.folder / f"predictions-{args.predict.stem}.json"
-        write_json(out, squad.decode(rows, features, train.predict(model, features, s))[0])
+        write_json(out, squad.decode(rows, features, logits)[0])
     else:
-        rows = data.read_unlabelled(task, args.predict)
-        logits = np.stack(distill.reorder(
-            train.predict(model, train.encode(task, rows, tokenizer, s), s), order))  # (rows, C)
-        said = ([task.labels[c] for c in logits.argmax(1)] if task.labels
-                else [f"{v:.3f}" for v in logits[:, 0].clip(0, 5)])
-        lines = ["index\tprediction", *(f"{i}\t{value}" for i, value in enumerate(said))]
-        out = args.folder / f"predictions-{args.predict.stem}.tsv"
+        stacked = np.stack(logits)  # (rows, C)
+        values = ([task.labels[c] for c in stacked.argmax(1)] if task.labels
+                  else [f"{value:.3f}" for value in stacked[:, 0].clip(0, 5)])
+        lines = ["index\tprediction", *(f"{i}\t{value}" for i, value in enumerate(values))]
         write_atomically(out, "".join(line + "\n" for line in lines))
     print(f"{len(rows):,} rows → {out}")
 
 
-def prepare(args):
-    """→ settings, task, model, the order of its classes, tokenizer; all checked."""
-    s = settings(args)
-    task = data.TASKS[s["task"]]
-    model, order = distill.load_fine_tuned(args.folder, task)
-    model, tokenizer = model.to(s["device"]), data.load_tokenizer(args.folder)
-    s["max_length"] = min(s["max_length"], model.bert.config.max_position_embeddings)
-    train.check_fits(model.bert.config, tokenizer, args.folder, task, s["max_length"])
-    s["precision"] = choose_precision(s["precision"], s["device"], model.bert.config.hidden_size)[0]
-    return s, task, model, order, tokenizer
-
-
-def held_rows(s: dict, task: data.Task, tokenizer) -> dict:
-    """Evaluation split → (rows, features)."""
-    _, splits = train.load_rows(s, task, training=False)
-    return {k: (r, train.encode(task, r, tokenizer, s)) for k, r in splits.items()}
+def show(task: data.Task, evaluated: dict, metrics: dict, predictions: dict) -> None:
+    for name, value in metrics.items():
+        print(f"  {name:24} {value:8.4g}")
+    for split, (_, features) in evaluated.items() if task.labels else ():
+        print(f"{split.strip('_') or 'all'} rows by class, in per cent")
+        print(per_class(task, predictions[split], features.labels))
 
 
 def main() -> None:
     args = make_parser().parse_args()
-    s, task, model, order, tokenizer = prepare(args)
+    settings, task, model, order, tokenizer = prepare(args)
     if args.sparse:
-        s["precision"], s["device"] = "fp32", "cpu"
-        print(f"{sparse.sparsify(model.cpu())} matrices are multiplied sparsely; the others are "
-              "too dense to gain")
-    print(f"{args.folder} · {s['task']} · {s['device']}, {s['precision']}")
+        count = csr.sparsify(model, masking.encoder_matrices(model))
+        print(f"{count} matrices are multiplied sparsely; the others are too dense to gain")
+    print(f"{args.folder} · {settings.task} · {settings.device}, {settings.precision}")
     if args.predict:
-        return write_predictions(args, model, task, tokenizer, s, order)
-    held = held_rows(s, task, tokenizer)
-    print(f"{report.source(s)} · {report.evaluated(s, held)}")
+        return write_predictions(args, model, task, tokenizer, settings, order)
+    _, eval_rows = load_rows(settings, task, training=False)
+    evaluated = encode_all(task, eval_rows, tokenizer, settings)
+    print(f"{report.source(settings.data)} · {report.evaluation_rows(settings, evaluated)}")
     began = time.perf_counter()
-    metrics, predicted = train.evaluate(model, task, held, s, order)
+    metrics, predictions = evaluate(model, task, evaluated, settings, order)
     seconds = time.perf_counter() - began
-    for name, value in metrics.items():
-        print(f"  {name:24} {value:8.4g}")
-    for split, (_, features) in held.items():
-        if task.labels:
-            print(f"{split.strip('_') or 'all'} rows by class, in percent")
-            print(per_class(task, predicted[split], features.labels))
-    inputs = sum(len(f) for _, f in held.values())
+    show(task, evaluated, metrics, predictions)
+    inputs = sum(len(features) for _, features in evaluated.values())
     print(f"{inputs:,} inputs in {seconds:.1f} s ({inputs / seconds:.0f} a second)")
     write_json(args.folder / "evaluation.json", {
-        "task": s["task"], "data": Path(s["data"]).name, "metrics": metrics, "inputs": inputs,
-        "eval_rows": sum(len(r) for r, _ in held.values()), "held_out": s["held_out"],
-        "precision": s["precision"], "sparse": args.sparse, "seconds": seconds})
+        "task": settings.task, "data": Path(settings.data).name, "metrics": metrics,
+        "inputs": inputs, "eval_rows": sum(len(rows) for rows, _ in evaluated.values()),
+        "held_out": settings.held_out, "precision": settings.precision, "sparse": args.sparse,
+        "seconds": seconds})
 
 
 if __name__ == "__main__":

@@ -4,17 +4,17 @@
 
 The paper's letters: W weights, S scores, M mask, W' = W ⊙ M, v share of weights kept, τ cut-off
 on scores, λ penalty, α_S learning rate of the scores, T steps in all. Code writes W_masked for W'.
+"The original code" is huggingface/transformers-research-projects, movement-pruning.
 
 How it works. The model computes with W' and nothing else: its own weight tensors hold W', and
 the Pruner keeps W, S and M beside it. One optimiser step is
 
-    refresh(t)     M from S (or from W), then W' = W ⊙ M     Eqs. (1), (4), (5)
-    the model's forward and backward pass                    leaves dL/dW' in weight.grad
-    backward(t)    dL/dW and dL/dS from dL/dW'               Eq. (2)
+    set_masks(t)        M from S (or from W), then W' = W ⊙ M    Eqs. (1), (4), (5)
+    the model's forward and backward pass                        leaves dL/dW' in weight.grad
+    set_gradients(t)    dL/dW and dL/dS from dL/dW'              Eq. (2)
     an ordinary optimiser step on W, S and everything else
 
-so masks cost nothing inside the model, and the model knows nothing of them. A method is one small
-class below: what is scored, how scores become a mask, and how the mask's gradient gets back.
+Masks therefore cost nothing inside the model, and the model knows nothing of them.
 """
 
 import math
@@ -24,15 +24,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from support.penalty import PenaltyControl
-from support.ranks import Cut, drop_ties
+from support.penalty import PenaltySearch
+from support.ranks import KthLargest, drop_ties
 
 # ---------------------------------------------------------------------------- the schedule
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Steps: hold everything for t_i, ramp, then stay at the final value for the last t_f.
+    """Hold everything for t_i steps, ramp, and stay at the final value for the last t_f.
 
     T, t_i and t_f are numbers of optimiser steps.
     """
@@ -42,7 +42,7 @@ class Schedule:
     t_f: int
 
     def remaining(self, t: int) -> float:
-        """1 up to t_i, falling as a cubic to 0 at T − t_f."""
+        """1 up to t_i, then falling as a cubic to 0 at T − t_f."""
         if t < self.t_i:
             return 1.0
         if t >= self.T - self.t_f:
@@ -55,153 +55,172 @@ class Schedule:
         return v_f + (v_i - v_f) * self.remaining(t)
 
     def tau(self, t: int, tau_f: float) -> float:
-        """Soft movement's cut-off on σ(S): 0 → τ_f along the same curve, as in the original."""
+        """Soft movement's τ at step t: 0 → τ_f along the same curve, as in the original code."""
         return tau_f * (1 - self.remaining(t))
 
 
-# ------------------------------------------------------------------------- Top_v, exactly
+# -------------------------------------------------------------------------------- Eq. (1)
 
 
-def top_v(scores: list[Tensor], v: float, cut: Cut | None = None) -> list[Tensor]:
-    """Masks of the round(v·n) largest of the n scores of all tensors, 1.0 where kept.
+def top_v_by_sorting(scores: list[Tensor], v: float) -> list[Tensor]:
+    """Eq. (1) as anyone would write it; of equal scores, those that the sort puts first."""
+    flat = torch.cat([S.flatten() for S in scores])  # (n)
+    k = round(v * len(flat))
+    # Eq. (1): Top_v(S)_ij = 1 if S_ij is among the v·n highest, else 0
+    M = torch.zeros_like(flat)
+    M[flat.argsort(descending=True)[:k]] = 1.0
+    return [part.view_as(S) for part, S in zip(M.split([S.numel() for S in scores]), scores)]
 
-    Exact under ties: of equal scores at the cut, those kept are scattered over the matrices by
-    a fixed hash, so that no rows or columns empty in clumps. `cut` remembers the last one and
-    only saves time.
+
+def top_v(scores: list[Tensor], v: float, ranks: KthLargest | None = None) -> list[Tensor]:
+    """The same, faster: masks of the round(v·n) largest of the n scores of all tensors.
+
+    Exact under ties: a fixed hash scatters the entries that are kept among equal scores, so that
+    rows and columns do not empty in clumps. `ranks` remembers earlier answers, to save time.
     """
     n = sum(S.numel() for S in scores)
     k = round(v * n)
     if k == 0 or k == n:
         return [torch.full_like(S, float(k == n)) for S in scores]
-    lowest, extra = (cut or Cut()).find(scores, k)
-    # Eq. (1): Top_v(S)_ij = 1 if S_ij is among the v·n highest, else 0
-    masks = [torch.ge(S, lowest, out=torch.empty_like(S)) for S in scores]
+    kth, extra = (ranks or KthLargest()).find(scores, k)
+    masks = [torch.ge(S, kth, out=torch.empty_like(S)) for S in scores]  # 1.0 where S ≥ kth
     if extra > 0:
-        drop_ties(scores, masks, lowest, extra)
+        drop_ties(scores, masks, kth, extra)
     return masks
 
 
-def uniform(seed: int, t: int, device: torch.device):
-    """A function shape → numbers in [0, 1), drawn anew for each seed and step t and nothing else.
-
-    So noise is the same on every process and after a resume.
-    """
-    if device.type == "cpu":  # numpy draws in two thirds of torch's time
-        draw = np.random.Generator(np.random.PCG64([seed, t])).random
-        return lambda shape: torch.from_numpy(draw(shape, dtype=np.float32))
-    generator = torch.Generator(device).manual_seed(seed * 2**31 + t)
-    return lambda shape: torch.rand(shape, generator=generator, device=device)
-
-
 # ---------------------------------------------------------------------------- the methods
-#
-# A method says:
-#   learned        does S get a gradient and a learning rate
-#   ranked         is M = Top_v(scores), with v given by Eq. (5); if not, mask() makes it
-#   init           the value that S starts from
-# and has the functions that it needs of
-#   scores(W, S)   what is ranked                        (ranked methods)
-#   mask(S, tau, draw)   M and dM/dS (None means 1)      (the others; see `uniform` for draw,
-#                  which is None when nothing random is wanted: at test time)
-#   penalty(S)     R(S) of one matrix, a mean over its entries
-#   slope(S)       R'(S) of each entry, times the number of entries
-#   cut            the final cut on S                    (methods with a penalty)
 
 
-class Dense:
-    """No mask: plain fine-tuning, the reference line."""
+class Method:
+    """What the Pruner asks of a method. These defaults make one that ranks, and learns nothing.
 
-    learned, ranked = False, False
+    A method of your own is a subclass that says what differs.
+    """
 
+    ranked = True  # M = Top_v(scores(W, S)), v from Eq. (5); if not, mask() makes M
+    learned = False  # does S get a gradient, and a learning rate of its own?
+    penalised = False  # is λ R(S) added to the loss?
+    initial_score = 0.0  # of learned scores
+    tau_f = 0.0  # τ at the end of the run, for methods with a τ
+    floor = 0.0  # mask() keeps at least this share of every matrix
+    kept_above = 0.0  # at the end, a weight stays where S exceeds this (methods with a penalty)
 
-class Random:
-    """M = Top_v of noise drawn once: what a mask is worth that knows nothing."""
+    def first_scores(self, W: Tensor, generator: torch.Generator) -> Tensor | None:
+        """S at the start, in the shape of W; None for a method without scores."""
+        return torch.full_like(W, self.initial_score) if self.learned else None
 
-    learned, ranked = False, True
-
-    def scores(self, W, S):
+    def scores(self, W: Tensor, S: Tensor) -> Tensor:
+        """What Eq. (1) ranks."""
         return S
 
+    def mask(self, S: Tensor, tau: float, draw) -> tuple[Tensor, Tensor | None]:
+        """→ M, and dM/dS or None where it is taken for 1 (the straight-through estimator).
 
-class Magnitude:
+        `draw` maps a shape to uniform noise; it is None at test time. Only if not `ranked`.
+        """
+        raise NotImplementedError
+
+    def score_gradient(self, W: Tensor, dL_dW_masked: Tensor, S: Tensor, dM_dS: Tensor | None):
+        """dL/dS. Called after every backward pass, so a method can also update S itself here."""
+        return None
+
+    def penalty(self, S: Tensor) -> Tensor:
+        """R(S) of one matrix, a mean over its entries (differentiable). Only if `penalised`."""
+        raise NotImplementedError
+
+
+class Dense(Method):
+    """No mask: plain fine-tuning, the reference line."""
+
+    ranked = False
+
+
+class Random(Method):
+    """M = Top_v of noise that is drawn once: what a mask is worth that knows nothing."""
+
+    def first_scores(self, W, generator):
+        return torch.rand(W.shape, generator=generator).to(W)
+
+
+class Magnitude(Method):
     """§3, 0th order: S = |W|. W goes on training, so a pruned weight can come back."""
-
-    learned, ranked = False, True
 
     def scores(self, W, S):
         return W.abs()
 
 
-class Movement:
-    """§4, 1st order: M = Top_v(S), S learned through the straight-through estimator, Eq. (2)."""
+class Movement(Method):
+    """§4, 1st order: M = Top_v(S), S learned through the straight-through estimator."""
 
-    learned, ranked, init = True, True, 0.0
+    learned = True
 
-    def scores(self, W, S):
-        return S
+    def score_gradient(self, W, dL_dW_masked, S, dM_dS):
+        # Eq. (2): dL/dS_ij = (dL/da_i) W_ij x_j = dL/dW'_ij · W_ij, on kept and pruned entries
+        # alike. Plain gradient steps on S add these products up over the steps: Eq. (3)
+        return dL_dW_masked * W
 
 
-class SoftMovement:
-    """§4: M = (S > τ) with one τ for all matrices, plus λ R(S), R = Σ σ(S).
+class SoftMovement(Movement):
+    """§4: M = (S > τ) with one τ for all matrices, and λ R(S), R = Σ σ(S), added to the loss.
 
-    As in the original code σ(S) is compared with τ, R averages instead of summing (so the paper's
-    published λ apply), and no matrix falls under 0.5 % of its entries.
+    As in the original code, τ is compared with σ(S), R averages instead of summing (so that the
+    published λ apply), and at least 0.5 % of every matrix stay.
     """
 
-    learned, ranked, init = True, False, 0.0
+    ranked, penalised = False, True
     tau_f = 0.1
     floor = 0.005
-    cut = math.log(tau_f / (1 - tau_f))  # the final cut on S itself: σ(cut) = τ_f
+    kept_above = math.log(tau_f / (1 - tau_f))  # σ(kept_above) = τ_f
 
     def mask(self, S, tau, draw):
-        cut = math.log(tau / (1 - tau)) if tau > 0 else -math.inf
-        M = torch.gt(S, cut, out=torch.empty_like(S))  # σ(S) > τ
+        M = (torch.sigmoid(S) > tau).to(S.dtype)
         if M.mean() < self.floor:
-            M = top_v([S], self.floor)[0]
+            [M] = top_v([S], self.floor)
         return M, None
 
     def penalty(self, S):
-        return S.sigmoid().mean()
-
-    def slope(self, S):
-        p = S.sigmoid()
-        return (1 - p).mul_(p)
+        # R(S) = σ(S), averaged
+        return torch.sigmoid(S).mean()
 
 
-class L0:
-    """Louizos, Welling, Kingma (2017): M is a random hard concrete gate, S its log α.
+class L0(Method):
+    """L0 regularisation (Louizos, Welling, Kingma 2017, arXiv 1712.01312): M is a random hard
+    concrete gate, S its log α.
 
-    b temperature; (l, r) the stretch beyond [0, 1], which puts mass on exactly 0 and 1.
+    b is a temperature; (l, r) the stretch beyond [0, 1], which makes exact zeros and ones likely.
     """
 
-    learned, ranked, init = True, False, 2.197  # σ(2.197) = 0.9: nearly all gates open
+    ranked, learned, penalised = False, True, True
+    initial_score = 2.197  # σ(2.197) = 0.9: nearly all gates are open
     b, l, r = 2 / 3, -0.1, 1.1  # noqa: E741 (the paper's letters)
-    cut = math.log(-l / r)  # at test time a gate is open where S > cut
+    kept_above = math.log(-l / r)  # where (r − l) σ(S) + l > 0
 
     def mask(self, S, tau, draw):
         b, l, r = self.b, self.l, self.r  # noqa: E741
         if draw is None:
-            # M̂ = min(1, ReLU((r − l) σ(S) + l))
-            return S.sigmoid().mul_(r - l).add_(l).clamp_(0, 1), None
-        # Eq. (4): S̄ = σ((log u − log(1 − u) + S) / b), Z = (r − l) S̄ + l, M = min(1, max(0, Z))
-        S_bar = draw(S.shape).logit_(1e-6).add_(S).div_(b).sigmoid_()
-        Z = (S_bar * (r - l)).add_(l)
+            # at test time M̂ = min(1, ReLU((r − l) σ(S) + l))
+            return ((r - l) * torch.sigmoid(S) + l).clamp(0, 1), None
+        u = draw(S.shape)
+        # Eq. (4): S̄ = σ((log u − log(1 − u) + S) / b), Z = (r − l) S̄ + l, M = min(1, ReLU(Z))
+        S_bar = torch.sigmoid((torch.logit(u, eps=1e-6) + S) / b)
+        Z = (r - l) * S_bar + l
         M = Z.clamp(0, 1)
         # dM/dS = f(S) = (r − l)/b · S̄ (1 − S̄) · 1{0 ≤ Z ≤ 1}
-        inside = Z.eq_(M)
-        return M, inside.mul_((r - l) / b).mul_(S_bar).mul_(1 - S_bar)
+        dM_dS = (r - l) / b * S_bar * (1 - S_bar) * (Z == M)
+        return M, dM_dS
 
-    def chance(self, S):
-        """σ(S − b log(−l/r)) of each gate: how likely it is open."""
+    def score_gradient(self, W, dL_dW_masked, S, dM_dS):
+        # dL/dS_ij = (dL/da_i) W_ij x_j f(S_ij)
+        return dL_dW_masked * W * dM_dS
+
+    def chance_open(self, S):
+        """P(M > 0) of each gate."""
         return torch.sigmoid(S - self.b * math.log(-self.l / self.r))
 
     def penalty(self, S):
-        # E[L0] = Σ σ(S − b log(−l/r)), here the mean
-        return self.chance(S).mean()
-
-    def slope(self, S):
-        p = self.chance(S)
-        return (1 - p).mul_(p)
+        # E[L0] = Σ σ(S − b log(−l/r)), averaged
+        return self.chance_open(S).mean()
 
 
 METHODS = {
@@ -217,12 +236,24 @@ METHODS = {
 # ------------------------------------------------------------------------------ the Pruner
 
 
+def uniform_noise(seed: int, t: int, device: torch.device):
+    """A function shape → numbers in [0, 1), drawn anew for each seed and step t.
+
+    Nothing else decides them, so they are the same on every process and after a resume.
+    """
+    if device.type == "cpu":  # numpy draws in two thirds of torch's time
+        draw = np.random.Generator(np.random.PCG64([seed, t])).random
+        return lambda shape: torch.from_numpy(draw(shape, dtype=np.float32))
+    generator = torch.Generator(device).manual_seed(seed * 2**31 + t)
+    return lambda shape: torch.rand(shape, generator=generator, device=device)
+
+
 @dataclass
 class Matrix:
-    """One pruned matrix. `weight` is the model's own tensor and holds W' = W ⊙ M."""
+    """One pruned matrix; all tensors have its shape. `weight` is the model's own tensor."""
 
     name: str
-    weight: nn.Parameter
+    weight: nn.Parameter  # holds W' = W ⊙ M
     W: nn.Parameter
     S: nn.Parameter | None = None
     M: Tensor | None = None
@@ -235,20 +266,22 @@ class Pruner:
 
     Args:
         matrices: name → the model's parameter; for BERT see `encoder_matrices`.
-        method: a name of METHODS, or an object of your own with the same functions.
+        method: an object of a subclass of Method.
         keep: v_f, the share of weights kept at the end, in (0, 1].
         schedule: when, in optimiser steps.
         scope: "local" ranks each matrix by itself, "global" all together (ranked methods).
-        penalty: a fixed λ; None finds the λ that ends at `keep` (methods with a penalty).
+        penalty: a fixed λ, or a PenaltySearch that finds the λ for `keep`.
     """
 
-    def __init__(self, matrices, method, keep: float, schedule: Schedule,
-                 scope: str = "local", penalty: float | None = None, seed: int = 0):
-        self.method = METHODS[method]() if isinstance(method, str) else method
-        self.keep, self.schedule, self.seed = keep, schedule, seed
-        self.fixed_penalty, self.penalty = penalty, 0.0
-        self.masked = not isinstance(self.method, Dense)
-        noise = torch.Generator().manual_seed(seed)
+    def __init__(self, matrices: dict[str, nn.Parameter], method: Method, keep: float,
+                 schedule: Schedule, scope: str = "local",
+                 penalty: float | PenaltySearch = 0.0, seed: int = 0):
+        self.method, self.keep, self.schedule, self.seed = method, keep, schedule, seed
+        self.search = penalty if isinstance(penalty, PenaltySearch) else None
+        self.fixed_penalty = penalty if self.search is None else None
+        self.penalty = 0.0  # λ at the last step
+        self.masked = not isinstance(method, Dense)
+        generator = torch.Generator().manual_seed(seed)
         self.matrices = []
         for name, weight in matrices.items():
             m = Matrix(name, weight, weight)
@@ -256,28 +289,14 @@ class Pruner:
                 m.W = nn.Parameter(weight.detach().clone())
                 m.M = torch.ones_like(m.W)
                 m.ever_pruned = torch.zeros_like(m.W, dtype=torch.bool)
-                m.S = self.first_scores(m.W, noise)
+                S = method.first_scores(m.W.detach(), generator)
+                m.S = None if S is None else nn.Parameter(S, requires_grad=method.learned)
             self.matrices.append(m)
-        # matrices that are ranked together, and the last cut through them
         groups = [self.matrices] if scope == "global" else [[m] for m in self.matrices]
-        self.groups = [(group, Cut()) for group in groups]
-        self.control = None
-        if self.has_penalty and penalty is None:
-            self.control = PenaltyControl(keep, self.method, schedule)
-
-    @property
-    def has_penalty(self) -> bool:
-        return hasattr(self.method, "penalty")
-
-    def first_scores(self, W, noise):
-        if self.method.learned:
-            return nn.Parameter(torch.full_like(W, self.method.init))
-        if isinstance(self.method, Random):
-            return nn.Parameter(torch.rand(W.shape, generator=noise).to(W), requires_grad=False)
-        return None
+        self.groups = [(group, KthLargest()) for group in groups]  # ranked together
 
     def weights(self) -> list[nn.Parameter]:
-        """What the optimiser should move in place of the model's matrices."""
+        """What the optimiser moves in place of the model's own matrices."""
         return [m.W for m in self.matrices]
 
     def scores(self) -> list[nn.Parameter]:
@@ -287,15 +306,19 @@ class Pruner:
     # -- once per optimiser step
 
     @torch.no_grad()
-    def refresh(self, t: int, training: bool = True) -> None:
-        """New masks for step t, and W' = W ⊙ M written into the model."""
+    def set_masks(self, t: int, training: bool = True) -> None:
+        """Make the masks of step t, and write W' = W ⊙ M into the model."""
         if not self.masked:
             return
         if self.method.ranked:
-            self.rank(self.schedule.keep(t, self.keep))
+            v = self.schedule.keep(t, self.keep)
+            for group, ranks in self.groups:
+                masks = top_v([self.method.scores(m.W, m.S) for m in group], v, ranks)
+                for m, M in zip(group, masks):
+                    m.M = M
         else:
-            tau = self.schedule.tau(t, getattr(self.method, "tau_f", 0.0))
-            draw = uniform(self.seed, t, self.matrices[0].W.device) if training else None
+            tau = self.schedule.tau(t, self.method.tau_f)
+            draw = uniform_noise(self.seed, t, self.matrices[0].W.device) if training else None
             for m in self.matrices:
                 m.M, m.dM_dS = self.method.mask(m.S, tau, draw)
         for m in self.matrices:
@@ -303,59 +326,48 @@ class Pruner:
             torch.mul(m.W, m.M, out=m.weight.data)
             m.ever_pruned |= m.M == 0
 
-    def rank(self, v: float) -> None:
-        for group, cut in self.groups:
-            masks = top_v([self.method.scores(m.W, m.S) for m in group], v, cut)
-            for m, M in zip(group, masks):
-                m.M = M
-
     @torch.no_grad()
-    def backward(self, t: int, lr: float = 0.0) -> None:
-        """Turn dL/dW', which the model's backward pass left, into gradients of W and of S.
-
-        `lr` is the scores' learning rate at this step (only the search for λ looks at it).
-        """
+    def set_gradients(self, t: int) -> None:
+        """Turn dL/dW', which the model's backward pass left, into gradients of W and of S."""
         if not self.masked:
             return
         for m in self.matrices:
             dL_dW_masked, m.weight.grad = m.weight.grad, None
+            dL_dS = self.method.score_gradient(m.W, dL_dW_masked, m.S, m.dM_dS)
             if self.method.learned:
-                # Eq. (2): dL/dS = dL/dW' ⊙ W (⊙ dM/dS), on kept and on pruned entries alike.
-                # Plain gradient steps on S add these products up over the steps: Eq. (3)
-                m.S.grad = dL_dW_masked * m.W
-                if m.dM_dS is not None:
-                    m.S.grad *= m.dM_dS
+                m.S.grad = dL_dS
             # a pruned weight has no gradient of its own: dL/dW = dL/dW' ⊙ M
             m.W.grad = dL_dW_masked.mul_(m.M)
-        if self.has_penalty:
-            self.add_penalty(t, lr)
+        if self.method.penalised:
+            self.penalty = self.penalty_at(t)
+            self.add_penalty()
 
-    def add_penalty(self, t: int, lr: float) -> None:
-        """Gradient of λ R(S), R averaged over the matrices, added to S.grad."""
-        self.penalty = self.penalty_at(t, lr)
+    @torch.enable_grad()
+    def add_penalty(self) -> None:
+        """Minimise L + λ R(S), R(S) the mean over the matrices of each one's R."""
         for m in self.matrices:
-            # L + λ R(S)
-            share = self.penalty / (m.S.numel() * len(self.matrices))
-            m.S.grad.add_(self.method.slope(m.S), alpha=share)
+            R = self.method.penalty(m.S) / len(self.matrices)
+            (self.penalty * R).backward()  # added to S.grad
 
-    def penalty_at(self, t: int, lr: float) -> float:
-        if self.control is not None:
+    def penalty_at(self, t: int) -> float:
+        """λ at step t."""
+        if self.search is not None:
             norm = nn.utils.get_total_norm([m.S.grad for m in self.matrices])
-            task = float(norm) / math.sqrt(sum(m.S.numel() for m in self.matrices))
-            return self.control.update(t, self.scores(), task, lr)
-        if hasattr(self.method, "tau_f"):
-            # the original raises λ along with τ: λ(t) = λ τ(t) / τ_f
+            task_rms = float(norm) / math.sqrt(sum(m.S.numel() for m in self.matrices))
+            return self.search.update(t, self.scores(), task_rms)
+        if self.method.tau_f:
+            # the original code raises λ along with τ: λ(t) = λ τ(t) / τ_f
             return self.fixed_penalty * (1 - self.schedule.remaining(t))
         return self.fixed_penalty
 
-    # -- to go on with after an interruption
+    # -- for a run that goes on after an interruption
 
     def state_dict(self) -> dict:
-        """All that later steps depend on; the last cuts are not, they only save time."""
-        parts = [{"W": m.W.detach(), "S": m.S, "M": m.M, "ever_pruned": m.ever_pruned}
-                 for m in self.matrices if self.masked]
-        return {"matrices": parts, "penalty": self.penalty,
-                "control": self.control.state_dict() if self.control else None}
+        """All that later steps depend on (earlier ranks only save time)."""
+        tensors = [{"W": m.W.detach(), "S": m.S, "M": m.M, "ever_pruned": m.ever_pruned}
+                   for m in self.matrices if self.masked]
+        return {"matrices": tensors, "penalty": self.penalty,
+                "search": self.search.state_dict() if self.search else None}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
@@ -366,10 +378,8 @@ class Pruner:
             if m.S is not None:
                 m.S.copy_(saved["S"])
         self.penalty = state["penalty"]
-        if self.control:
-            self.control.load_state_dict(state["control"])
-
-    # -- what is left
+        if self.search:
+            self.search.load_state_dict(state["search"])
 
     def density(self) -> float:
         """Share of the pruned matrices' entries with a non-zero mask."""
@@ -380,8 +390,9 @@ class Pruner:
 
 
 def encoder_matrices(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The paper's matrices: query, key, value, attention output and the two of the feed-forward
-    part of each of BERT's layers, 6 × 12 in BERT-base. Never embeddings, pooler or head."""
+    """The matrices that the paper prunes: query, key, value, attention output and the two of the
+    feed-forward part of each layer of BERT, 6 × 12 in BERT-base. Never embeddings, pooler, head.
+    """
     return {
         f"{name}.weight": part.weight
         for name, part in model.named_modules()

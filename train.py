@@ -6,11 +6,13 @@
     python train.py --task mnli --method movement --teacher runs/mnli-dense-s0
 
 Data flows one way: rows → features → batches → model (and masks) → loss → step → metrics → folder.
-Recipes and flags are in settings.py, what a run says and leaves behind is in runs.py.
 """
 
 import itertools
 import math
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,135 +22,185 @@ from torch.nn import functional as F
 import bert
 import data
 import distill
+import evaluate
 import masking
-from sample import generate as sample_data
+from evaluate import encode, encode_all, forward
 from sample import pretrain
-from settings import choose_precision, make_parser, make_schedule, settings
-from support import checkpoints as runs
-from support import download, parallel, report, squad
-from support.files import RunError, UserError, cached, run_main, write_json
+from support import checkpoints, cli, parallel, recipes, report, squad
+from support.files import RunError, UserError, run_main, write_json
+from support.penalty import PenaltySearch
 
-# ----------------------------------------------------------------- rows, features and model
+DESCRIPTION = """Fine-prune BERT (Sanh, Wolf, Rush 2020).
 
+  python train.py                                      movement pruning to 10 % on generated NLI
+  python train.py --task mnli --method soft_movement --keep 0.03
+  python train.py --task sst2 --method magnitude --data download --model bert-base-uncased"""
 
-def data_folder(name: str, task_name: str) -> Path:
-    """The folder of the official files; sample and download are made on first use."""
-    if name == "sample":
-        folder = cached("sample", sample_data.SOURCES, "", sample_data.write_all)
-        if not (folder / data.TASKS[task_name].folder).is_dir():
-            raise UserError(f"--task {task_name}: there is no sample of it; give --data DIR with "
-                            f"the official files in DIR/{data.TASKS[task_name].folder}, or "
-                            "--data download")
-        return folder
-    if name == "download":
-        return download.data_folder(task_name)
-    if not Path(name).is_dir():
-        raise UserError(f"--data {name}: no such folder (it should hold MNLI/, QQP/, SQuAD/, …)")
-    return Path(name)
+# --------------------------------------------------------------------------------- settings
 
 
-def read(task: data.Task, folder: Path, split: str):
-    """Rows of GLUE, or questions of SQuAD; `split` as in data.read."""
-    return squad.read(data.file_of(task, folder, split)) if task.span else data.read(
-        task, folder, split)
+def flag(default, help: str, group: str | None = None, **options):
+    """A field of Settings that is a flag too; `options` and `group` are argparse's."""
+    options = {"action": "store_true"} if default is False else options
+    return field(default=default, metadata={"group": group, "help": help, **options})
 
 
-def load_rows(s: dict, task: data.Task, training: bool = True):
-    """Training rows (None if they are not wanted), and evaluation rows by split. All is read and
-    checked before rows are drawn."""
-    folder = data_folder(s["data"], s["task"])
-    train = read(task, folder, "train") if training or s["held_out"] else None
-    if s["held_out"]:
-        order = np.random.default_rng(0).permutation(len(train))
-        cut = max(1, round(s["held_out"] * len(train)))
-        held = {"": train.take(np.sort(order[:cut]))}
-        train = train.take(np.sort(order[cut:]))
-    else:
-        held = {split: read(task, folder, split) for split, _ in task.dev}
-    train = data.draw(train, s["max_train_rows"]) if training else None
-    return train, {split: data.draw(rows, s["max_eval_rows"]) for split, rows in held.items()}
+SHARE, COUNT = {"type": cli.share, "metavar": "SHARE"}, {"type": cli.count, "metavar": "N"}
+TOKENS, RATE = COUNT | {"metavar": "TOKENS"}, {"type": cli.positive, "metavar": "RATE"}
+METHOD = {"choices": list(masking.METHODS), "metavar": "METHOD"}
+SCOPES = {"choices": ["local", "global"], "metavar": "SCOPE"}
+DEVICES = {"choices": ["auto", "cpu", "cuda", "mps"], "metavar": "NAME"}
+PRECISIONS = {"choices": ["auto", "fp32", "bf16"], "metavar": "KIND"}
+SEED = {"type": cli.number(0, 2**32 - 1, int, open_low=False), "metavar": "N"}
 
 
-def encode(task: data.Task, rows, tokenizer, s: dict, training: bool = False) -> data.Features:
-    if task.span:
-        return squad.encode(rows, tokenizer, s["max_length"], s["doc_stride"], training=training)
-    return data.encode_cached(rows, tokenizer, s["max_length"])
+@dataclass(frozen=True)
+class Settings:
+    """Every setting of a run, each with its flag. Where None is the default, the recipe, the data
+    or the machine decides: see `resolve` and `complete`."""
+
+    task: str = flag("mnli", ", ".join(data.TASKS), "what",
+                     choices=list(data.TASKS), metavar="TASK")
+    method: str = flag("movement", ", ".join(masking.METHODS), **METHOD)
+    keep: float = flag(0.1, "share of the encoder's weights that remains, above 0 to 1",
+                       type=cli.number(0, 1), metavar="V")
+    penalty: float | None = flag(None, "soft_movement, l0: a fixed λ instead of a search; paper: "
+                                 "its λ near --keep", metavar="λ")
+    scope: str = flag("local", "local: rank scores matrix by matrix; global: all together",
+                      **SCOPES)
+
+    data: str = flag("sample", "sample (generated, default), download, or a folder with MNLI/, "
+                     "SQuAD/, …", "data and model", metavar="DIR")
+    model: str = flag("small", "small (default), small:2x64, untrained, a folder, or "
+                      "bert-base-uncased, …", metavar="DIR")
+    max_train_rows: int | None = flag(None, "draw N training rows (default all)", **COUNT)
+    max_eval_rows: int | None = flag(None, "draw N rows of each evaluation file (default all)",
+                                     **COUNT)
+    held_out: float | None = flag(None, "evaluate on this share of the training rows instead, to "
+                                  "choose settings", type=cli.number(0, 0.9), metavar="SHARE")
+    max_length: int | None = flag(None, "longest input (default: the recipe)", **TOKENS)
+    doc_stride: int | None = flag(None, "squad: step from window to window (default: the recipe)",
+                                  **TOKENS)
+    teacher: str | None = flag(None, "learn from this fine-tuned model too (a run's folder)",
+                               metavar="RUN")
+    alpha: float = flag(0.9, "the teacher's share of the loss", **SHARE)
+    temperature: float = flag(2.0, "softens teacher and student", type=cli.positive, metavar="T")
+
+    epochs: float | None = flag(None, "passes over the training rows",
+                                "training (defaults: the recipe of task and model)",
+                                type=cli.number(0, 1e6), metavar="N")
+    steps: int | None = flag(None, "optimiser steps, instead of --epochs", **COUNT)
+    batch_size: int | None = flag(None, "rows of one optimiser step", type=cli.count,
+                                  metavar="ROWS")
+    grad_accum: int = flag(1, "work through a batch in N pieces, to save memory", **COUNT)
+    lr: float | None = flag(None, "peak learning rate of the weights", **RATE)
+    score_lr: float | None = flag(None, "peak learning rate of the scores", **RATE)
+    warmup: float | None = flag(None, "share of the steps in which rates rise", **SHARE)
+    hold: float | None = flag(None, "share of the steps before pruning starts", **SHARE)
+    cooldown: float | None = flag(None, "share of the steps at the final density", **SHARE)
+    freeze: str | None = flag(None, "the matrices stay as pretrained; scores, biases, LayerNorms "
+                              "and head learn", choices=["weights"], metavar="weights")
+    train_embeddings: bool = flag(False, "they are frozen otherwise, as in the paper")
+    seed: int = flag(0, "of weights, masks and batches", **SEED)
+
+    precision: str = flag("auto", "of matrix products: fp32, bf16, or auto, bf16 where it is fast",
+                          "machine and output", **PRECISIONS)
+    device: str = flag("auto", "cpu, cuda, mps, or auto, the fastest there is", **DEVICES)
+    compile: bool = flag(False, "torch.compile the model (needs a compiler)")
+    output: str | None = flag(None, "default runs/TASK-METHOD-KEEP-sSEED", metavar="DIR")
+    save_every: int = flag(500, "from checkpoint to checkpoint", type=cli.count, metavar="STEPS")
 
 
-def model_folder(name: str) -> Path:
-    """Where the weights are: the small BERT's cache, a folder, or huggingface_hub's cache."""
-    if pretrain.is_small(name):
-        return pretrain.small_bert(name)
-    if Path(name).is_dir():
-        return Path(name)
-    return download.model_folder(name)
+def make_parser() -> cli.Parser:
+    p = cli.Parser(description=DESCRIPTION, usage="train.py [--task TASK] [--method METHOD] "
+                   "[--keep V] [more flags, all below]", add_help=False)
+    for setting in fields(Settings):
+        options = dict(setting.metadata)
+        if title := options.pop("group"):
+            group = p.add_argument_group(title)
+        group.add_argument("--" + setting.name.replace("_", "-"), default=setting.default,
+                           **options)
+    group.add_argument("--overwrite", action="store_true",
+                       help="replace the run that the output folder holds")
+    group.add_argument("--resume", action="store_true",
+                       help="go on with an interrupted run, bit for bit")
+    group.add_argument("--dry-run", action="store_true",
+                       help="print what would be done, then stop")
+    group.add_argument("-h", "--help", action="help", help="show this")
+    return p
 
 
-def check_fits(config: bert.Config, tokenizer, folder: Path, task: data.Task, max_length: int):
-    """Refuse tokens, segments and positions that the embeddings have no row for."""
-    largest = max(tokenizer.get_vocab().values())  # numbers may have gaps
-    if largest >= config.vocab_size:
-        raise UserError(f"{folder}: the tokenizer has token number {largest}, the embedding only "
-                        f"{config.vocab_size}")
-    if (task.span or len(task.columns) == 2) and config.type_vocab_size < 2:
-        raise UserError(f"{folder}: it has no second segment, which pairs of texts need")
-    if max_length > config.max_position_embeddings:
-        raise UserError(f"--max-length {max_length}: {folder} has positions for "
-                        f"{config.max_position_embeddings} tokens")
+def resolve(args: Namespace) -> Settings:
+    """Flags over recipe: all that can be settled before data and model are read."""
+    recipe = recipes.recipe_for(args.task, args.method, pretrain.is_small(args.model))
+    values = {f.name: getattr(args, f.name) for f in fields(Settings)}
+    values |= {name: value for name, value in asdict(recipe).items()
+               if name in values and values[name] is None}
+    values["penalty"] = recipes.choose_penalty(
+        args.penalty, recipe, args.keep, bool(args.teacher), masking.METHODS[args.method].penalised)
+    values["train_embeddings"] |= pretrain.is_untrained(args.model)  # nothing there worth keeping
+    values["device"] = parallel.choose_device(args.device)
+    if args.method == "dense":
+        values["keep"] = 1.0
+    return Settings(**values)
 
 
-def load_model(s: dict, task: data.Task):
-    """→ model, tokenizer, its folder, names of freshly initialised tensors."""
-    folder = model_folder(s["model"])
-    tokenizer = data.load_tokenizer(folder)
-    config, _ = bert.read_config(folder)
-    check_fits(config, tokenizer, folder, task, s["max_length"])
-    head, outputs = ("span", 2) if task.span else ("classification", len(task.labels) or 1)
-    torch.manual_seed(s["seed"])  # after pretraining, which draws numbers too
-    if pretrain.is_untrained(s["model"]):
-        model, fresh = bert.create(config, head, outputs), ["everything"]
-    else:
-        model, fresh = bert.load(folder, head, outputs)
-    if not s["train_embeddings"]:
-        model.bert.embeddings.requires_grad_(False)
-    return model.to(s["device"]), tokenizer, folder, fresh
+def make_schedule(settings: Settings, rows: int) -> masking.Schedule:
+    """Shares → steps. UserError for a run whose ramp or cool-down rounds to nothing."""
+    per_epoch = math.ceil(rows / settings.batch_size)
+    T = settings.steps or max(1, round(settings.epochs * per_epoch))
+    t_i, t_f = round(settings.hold * T), round(settings.cooldown * T)
+    if T - t_i - t_f < 1 or t_f < 1:
+        raise UserError(
+            f"{T} steps cannot hold the schedule: hold {settings.hold:g} is {t_i} steps, cool-down "
+            f"{settings.cooldown:g} is {t_f}, which leaves {T - t_i - t_f} for the ramp; give more "
+            "--steps or --epochs, or other --hold and --cooldown")
+    return masking.Schedule(T, t_i, t_f)
 
 
-# ---------------------------------------------------------------------------------- the loop
+# --------------------------------------------------------------------------------- the loop
 
 
-def task_loss(logits, labels, real):
-    """Cross-entropy, for spans the mean of start's and end's, for regression squared error.
+def task_loss(logits, labels, attention_mask):
+    """Cross-entropy; for spans the mean of start's and end's, for regression squared error.
 
-    logits (B, C), (B, 1) or (B, T, 2); labels (B), for spans (B, 2); real (B, T) false at padding.
+    logits (B, C), (B, 1) or (B, T, 2); labels (B), for spans (B, 2); attention_mask (B, T).
     """
     if logits.dim() == 3:
-        logits = logits.masked_fill(~real[:, :, None], distill.NEVER)  # (B, T, 2)
+        padding = attention_mask[:, :, None] == 0
+        logits = logits.masked_fill(padding, distill.NEVER)  # (B, T, 2)
         return sum(F.cross_entropy(logits[:, :, i], labels[:, i]) for i in (0, 1)) / 2
     if logits.shape[1] == 1:
         return F.mse_loss(logits.squeeze(1), labels)
     return F.cross_entropy(logits, labels)
 
 
-def forward(model, batch, precision: str):
-    """Logits in fp32; the matrix products inside in bf16 where the run says so."""
-    with torch.autocast(batch["input_ids"].device.type, torch.bfloat16, precision == "bf16"):
-        logits = model(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
-    return logits.float()  # (B, C), for spans (B, T, 2)
-
-
-def batch_loss(model, features, index, s, teacher=None):
+def batch_loss(model, features: data.Features, index: np.ndarray, settings: Settings,
+               teacher: list[np.ndarray] | None) -> torch.Tensor:
     """Mean loss of the rows `index`; `teacher`: its outputs for every row, or None."""
-    batch = data.collate(features, index, s["device"])
-    logits, real = forward(model, batch, s["precision"]), batch["attention_mask"].bool()
-    L = task_loss(logits, batch["labels"], real)
+    batch = data.collate(features, index, settings.device)
+    logits = forward(model, batch, settings.precision)
+    L_task = task_loss(logits, batch["labels"], batch["attention_mask"])
     if teacher is None:
-        return L
-    usable = real & batch["token_type_ids"].bool()  # the passage and its [SEP]; then [CLS]
-    usable[:, 0] = True
-    outputs = distill.batch_outputs(teacher, index, logits)
-    return distill.combined(
-        L, distill.teacher_loss(logits, outputs, usable, s["temperature"]), s["alpha"])
+        return L_task
+    L_teacher = distill.teacher_loss(logits, distill.batch_outputs(teacher, index, logits), batch,
+                                     settings.temperature)
+    # §6: L = α L_teacher + (1 − α) L_task
+    return settings.alpha * L_teacher + (1 - settings.alpha) * L_task
+
+
+def loss_and_gradients(model, features: data.Features, index: np.ndarray, settings: Settings,
+                       teacher: list[np.ndarray] | None) -> float:
+    """Forward and backward pass of a batch, in pieces, on each process its share → mean loss.
+
+    Leaves dL/dW' in the model's weights, averaged over the processes.
+    """
+    loss = 0.0
+    for rows, weight in parallel.pieces_of(index, settings.grad_accum):
+        L = batch_loss(model, features, rows, settings, teacher) * weight
+        L.backward()
+        loss += L.item()
+    return parallel.mean(loss)
 
 
 def rate(t: int, T: int, warmup: float) -> float:
@@ -157,20 +209,25 @@ def rate(t: int, T: int, warmup: float) -> float:
     return t / rise if t < rise else (T - t) / max(1, T - rise)
 
 
-def make_optimizer(model, pruner, s):
-    """AdamW with two groups: all weights that train, and the scores at a rate of their own."""
+def make_optimizer(model, pruner: masking.Pruner, settings: Settings) -> torch.optim.AdamW:
+    """Two groups: all weights that train, and the scores at a rate of their own."""
     pruned = {id(m.weight) for m in pruner.matrices}
-    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in pruned]
-    weights = [] if s["freeze"] == "weights" else pruner.weights()
-    groups = [{"params": weights + rest, "lr": s["lr"]}]
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in pruned]
+    weights = [] if settings.freeze == "weights" else pruner.weights()
+    groups = [{"params": weights + others, "lr": settings.lr}]
     if pruner.scores():
-        groups.append({"params": pruner.scores(), "lr": s["score_lr"]})
-    # weight decay 0: it moves weights and scores towards 0 though the loss did not ask for it;
-    # soft movement and L0, whose cuts are below 0, would take pruned weights back
-    return torch.optim.AdamW(groups, weight_decay=0.0, eps=1e-8, fused=s["device"] != "mps")
+        groups.append({"params": pruner.scores(), "lr": settings.score_lr})
+    # weight decay 0: decay moves weights and scores towards 0 without the loss asking for it, and
+    # soft movement and L0, which prune scores below 0, would take pruned weights back
+    return torch.optim.AdamW(groups, weight_decay=0.0, eps=1e-8, fused=settings.device != "mps")
 
 
-def batches_from(step: int, features, size: int, seed: int):
+def make_scheduler(optimizer, settings: Settings):
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda t: rate(t, settings.steps, settings.warmup))
+
+
+def batches_from(step: int, features: data.Features, size: int, seed: int) -> Iterator[np.ndarray]:
     """Row numbers of the batches of step, step + 1, …: a pure function of the seed."""
     per_epoch = math.ceil(len(features) / size)
     for epoch in itertools.count(step // per_epoch):
@@ -178,128 +235,157 @@ def batches_from(step: int, features, size: int, seed: int):
         yield from itertools.islice(data.batches(features, size, seed, epoch), skip, None)
 
 
-def train(model, pruner, features, schedule, s, run, teacher=None) -> None:
-    """Fine-prune `model` in place.
+def train(model, pruner, optimizer, scheduler, features, settings, begin=0, teacher=None):
+    """Fine-prune `model` in place, from step `begin` on.
 
-    `run` is told of each step and keeps checkpoints (runs.Run); `teacher` as in batch_loss.
+    Yields step, loss and the groups' learning rates after every optimiser step.
+    RunError when the loss or its gradient is no longer a number.
     """
-    T = schedule.T
-    optimizer = make_optimizer(model, pruner, s)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: rate(t, T, s["warmup"]))
+    T = settings.steps
     learned = [p for group in optimizer.param_groups for p in group["params"]]
-    begin = run.restore(model, pruner, optimizer, scheduler)
-    net = parallel.wrap(torch.compile(model) if s["compile"] else model)
+    net = parallel.wrap(torch.compile(model) if settings.compile else model)
     net.train()
-    for t, index in zip(range(begin, T), batches_from(begin, features, s["batch_size"], s["seed"])):
-        pruner.refresh(t)
-        parallel.seed(s["seed"], t)
-        loss, (rows, factor) = 0.0, parallel.share(index)
-        for piece in np.array_split(rows, parallel.pieces(index, s["grad_accum"])):
-            L = batch_loss(net, features, piece, s, teacher) * (len(piece) / len(rows) * factor)
-            L.backward()
-            loss += L.item()
-        loss = parallel.mean(loss)
-        rates = scheduler.get_last_lr()
-        pruner.backward(t, rates[-1])
+    batches = batches_from(begin, features, settings.batch_size, settings.seed)
+    for t, index in zip(range(begin, T), batches):
+        parallel.seed_dropout(settings.seed, t)
+        pruner.set_masks(t)  # M from S, and W' = W ⊙ M in the model: Eqs. (1), (4), (5)
+        loss = loss_and_gradients(net, features, index, settings, teacher)  # dL/dW'
+        pruner.set_gradients(t)  # dL/dW and dL/dS from dL/dW': Eq. (2)
         norm = float(torch.nn.utils.clip_grad_norm_(learned, 1.0))
         if not math.isfinite(loss + norm):  # before it reaches the weights, or a checkpoint
-            raise RunError(f"the loss is {loss} at step {t}, the length of its gradient {norm}; "
+            raise RunError(f"the loss is {loss} at step {t}, the norm of its gradient {norm}; "
                            "lower --lr or --score-lr")
-        optimizer.step()
+        rates = scheduler.get_last_lr()
+        optimizer.step()  # W, S and everything else
         scheduler.step()
         optimizer.zero_grad()
         parallel.check_equal(pruner, t)
-        run.step(t, loss, rates)
-    pruner.refresh(T, training=False)
-
-
-@torch.no_grad()
-def predict(model, features, s) -> list[np.ndarray]:
-    """Logits in the rows' order: (C) each, for spans (tokens of the row, 2)."""
-    model.eval()
-    found = [None] * len(features)
-    for index in data.batches_in_order(features, 2 * s["batch_size"]):
-        logits = forward(model, data.collate(features, index, s["device"]), s["precision"])
-        for i, row in zip(index, logits.cpu().numpy()):
-            found[i] = row[: features.lengths[i]].copy() if row.ndim == 2 else row
-    return found
-
-
-def evaluate(model, task: data.Task, held: dict, s, order=()) -> tuple[dict, dict]:
-    """`held`: split → (rows, features); `order`: of the model's classes (distill.label_order).
-
-    → metrics, the split's name appended to each metric's, and by split what was predicted: class
-    numbers or values (rows,); for spans (answers by question id, the n best of each).
-    """
-    metrics, predicted = {}, {}
-    for split, (rows, features) in held.items():
-        logits = distill.reorder(predict(model, features, s), order)
-        if task.span:
-            predicted[split] = squad.decode(rows, features, logits)
-            found = squad.metrics(predicted[split][0], rows)
-        else:
-            out = np.stack(logits)  # (rows, C)
-            predicted[split] = out.argmax(1) if task.labels else out[:, 0]
-            found = task.metrics(predicted[split], features.labels)
-        metrics |= {name + split: value for name, value in found.items()}
-    return metrics, predicted
+        yield t, loss, rates
+    pruner.set_masks(T, training=False)
 
 
 # ------------------------------------------------------------------------------ the command
 
 
-def teacher_outputs(s, task, tokenizer, features):
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that a run needs before its first step."""
+
+    task: data.Task
+    rows: object  # training rows: data.Rows or squad.Questions
+    features: data.Features
+    evaluated: dict  # split → (rows, features)
+    model: torch.nn.Module
+    tokenizer: object
+    model_folder: Path  # where the starting weights and the tokenizer came from
+    fresh: list[str]  # names of freshly initialised tensors
+
+
+def prepare(settings: Settings) -> Prepared:
+    """Read and check data and model; the sample, the small BERT and downloads are made first."""
+    task = data.TASKS[settings.task]
+    rows, eval_rows = evaluate.load_rows(settings, task)
+    folder = evaluate.model_folder(settings.model)
+    tokenizer = data.load_tokenizer(folder)
+    config, _ = bert.read_config(folder)
+    evaluate.check_fits(config, tokenizer, folder, task, settings.max_length)
+    head, outputs = ("span", 2) if task.span else ("classification", len(task.labels) or 1)
+    torch.manual_seed(settings.seed)  # after pretraining, which draws numbers too
+    if pretrain.is_untrained(settings.model):
+        model, fresh = bert.create(config, head, outputs), ["everything"]
+    else:
+        model, fresh = bert.load(folder, head, outputs)
+    if not settings.train_embeddings:
+        model.bert.embeddings.requires_grad_(False)
+    return Prepared(task, rows, encode(task, rows, tokenizer, settings, training=True),
+                    encode_all(task, eval_rows, tokenizer, settings),
+                    model.to(settings.device), tokenizer, folder, fresh)
+
+
+def make_pruner(model, settings: Settings, schedule: masking.Schedule) -> masking.Pruner:
+    method, penalty = masking.METHODS[settings.method](), settings.penalty or 0.0
+    if method.penalised and settings.penalty is None:
+        penalty = PenaltySearch(
+            method, settings.keep, schedule,
+            lambda t: settings.score_lr * rate(t, schedule.T, settings.warmup))
+    return masking.Pruner(masking.encoder_matrices(model), method, settings.keep, schedule,
+                          settings.scope, penalty, settings.seed)
+
+
+def teacher_outputs(settings: Settings, prepared: Prepared) -> list[np.ndarray] | None:
     """The teacher's outputs for every training row, once: without dropout they never change."""
-    if not s["teacher"]:
+    if not settings.teacher:
         return None
-    folder = Path(s["teacher"])
-    teacher, order = distill.load_teacher(folder, task, tokenizer)
-    check_fits(teacher.bert.config, tokenizer, folder, task, s["max_length"])
-    return distill.reorder(predict(teacher.to(s["device"]), features, s), order)
+    folder = Path(settings.teacher)
+    teacher, order = distill.load_teacher(folder, prepared.task, prepared.tokenizer)
+    evaluate.check_fits(teacher.bert.config, prepared.tokenizer, folder, prepared.task,
+                        settings.max_length)
+    outputs = evaluate.predict(teacher.to(settings.device), prepared.features, settings)
+    return distill.reorder(outputs, order)
 
 
-def prepare(s: dict):
-    """Everything that a run needs → task, rows, features, held-out features, model parts."""
-    task = data.TASKS[s["task"]]
-    rows, splits = load_rows(s, task)
-    model, tokenizer, folder, fresh = load_model(s, task)
-    features = encode(task, rows, tokenizer, s, training=True)
-    held = {k: (r, encode(task, r, tokenizer, s)) for k, r in splits.items()}
-    return task, rows, features, held, model, tokenizer, folder, fresh
+def save(folder: Path, prepared: Prepared, pruner: masking.Pruner) -> None:
+    """The pruned model as a Hugging Face folder, and the pruning beside it."""
+    for m in pruner.matrices:
+        m.weight.data += 0.0  # W ⊙ M leaves −0.0 where W is negative; zeros should be one number
+    labels = None if prepared.task.span else list(prepared.task.labels) or ["score"]
+    bert.save(prepared.model, folder, labels, prepared.tokenizer, prepared.model_folder)
+    matrices = pruner.matrices if pruner.masked else []
+    checkpoints.save_pruning({bert.to_hf_name(m.name): m for m in matrices},
+                             folder / "pruning.safetensors")
+
+
+def finish(settings: Settings, prepared: Prepared, pruner, run: checkpoints.Run) -> dict:
+    """Save the model, measure it, and save what was measured."""
+    save(run.folder, prepared, pruner)
+    metrics, predictions = evaluate.evaluate(
+        prepared.model, prepared.task, prepared.evaluated, settings)
+    report.warn_of_one_class(prepared.task.labels, predictions)
+    summary = report.summary(settings, prepared, pruner, metrics, run)
+    if prepared.task.span:
+        squad.write(run.folder, *predictions[""])
+    write_json(run.folder / "metrics.json", summary)
+    run.remove_checkpoint()
+    return summary
 
 
 def main() -> None:
     args = make_parser().parse_args()
-    s = settings(args)
-    s["device"] = parallel.start(s["device"])
-    folder = runs.choose_folder(s, args.overwrite, args.resume)
-    if args.resume and runs.finished(folder, s):
+    settings = resolve(args)
+    settings = replace(settings, device=parallel.start(settings.device))
+    folder = checkpoints.choose_folder(settings, args.overwrite, args.resume)
+    if args.resume and checkpoints.is_finished(folder, asdict(settings)):
         return
-    task, rows, features, held, model, tokenizer, model_folder, fresh = prepare(s)
-    schedule = make_schedule(s, len(features))
-    s["precision"], why = choose_precision(
-        s["precision"], s["device"], model.bert.config.hidden_size)
-    pruner = masking.Pruner(masking.encoder_matrices(model), s["method"], s["keep"], schedule,
-                            s["scope"], s["penalty"], s["seed"])
-    report.say(report.describe(s, rows, features, held, model, pruner, fresh, folder, why))
+    first = evaluate.to_make_first(settings, data.TASKS[settings.task])
+    if args.dry_run and first:
+        return report.say(f"dry run   a run would first {', then '.join(first)}; after that, a dry "
+                          "run says what the run itself would do. Nothing was made")
+    prepared = prepare(settings)
+    schedule = make_schedule(settings, len(prepared.features))
+    precision, why = parallel.choose_precision(
+        settings.precision, settings.device, prepared.model.bert.config.hidden_size)
+    settings = replace(settings, steps=schedule.T, precision=precision)
+    pruner = make_pruner(prepared.model, settings, schedule)
+    report.say(report.describe(settings, prepared, pruner, folder,
+                               pretrain.remark(settings.model), why))
     if args.dry_run:
-        return report.say(report.estimate(s, features, model, pruner))
-    run = runs.Run(folder, s, pruner, rows.fingerprint, args.resume, args.overwrite)
-    teacher = teacher_outputs(s, task, tokenizer, features)
+        return report.say(report.estimate(settings, prepared.features, prepared.model, pruner))
+    fixed = asdict(settings) | {"data_fingerprint": prepared.rows.fingerprint}
+    run = checkpoints.Run(folder, fixed, pruner, args.resume, args.overwrite)
+    teacher = teacher_outputs(settings, prepared)
     with run:
-        train(model, pruner, features, schedule, s, run, teacher)
+        optimizer = make_optimizer(prepared.model, pruner, settings)
+        scheduler = make_scheduler(optimizer, settings)
+        begin = run.restore(
+            [prepared.model, pruner, optimizer, scheduler],
+            checkpoints.fingerprint({bert.to_hf_name(m.name): m.W for m in pruner.matrices}))
+        for t, loss, rates in train(prepared.model, pruner, optimizer, scheduler,
+                                    prepared.features, settings, begin, teacher):
+            run.step(t, loss, rates)
         run.end()
-        if not parallel.is_main():
-            return
-        runs.save(folder, model, task, tokenizer, model_folder, pruner)
-        found, predicted = evaluate(model, task, held, s)
-        report.warn_of_one_class(task, predicted)
-        metrics = report.summary(s, model, pruner, found, rows, features, held, run)
-        if task.span:
-            squad.write(folder, *predicted[""])
-        write_json(folder / "metrics.json", metrics)
-        run.forget()
-    report.say(report.result(metrics, folder))
+        if parallel.is_main():
+            summary = finish(settings, prepared, pruner, run)
+            report.say(report.result(summary, folder))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""One run on several processes: torchrun --nproc-per-node N train.py …
+"""Device, precision, and one run on several processes: torchrun --nproc-per-node N train.py …
 
-Every process holds the whole model and works through its share of each batch; PyTorch's
-DistributedDataParallel averages the gradients dL/dW', so that weights, scores and masks stay the
-same everywhere. Without torchrun all of this does nothing.
+Every process holds the whole model and works through its share of each batch. PyTorch's
+DistributedDataParallel averages the gradients dL/dW', so weights, scores and masks stay the same
+everywhere. Without torchrun there is one process, and none of this does anything.
 """
 
 import os
@@ -12,9 +12,46 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from support.files import RunError
+from support.files import RunError, UserError
+
+# oneDNN keeps a program for each shape it has met: with batches of all lengths, hundreds. It reads
+# this at its first product, so it must be set before there is any model.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 CHECK_EVERY = 100  # steps
+
+# ---------------------------------------------------------------------- device and precision
+
+
+def choose_device(wanted: str) -> str:
+    """auto, cpu, cuda or mps → cpu, cuda or mps; UserError where the machine has no such device."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
+                 "cpu": True}
+    if wanted == "auto":
+        return next(device for device, there in available.items() if there)
+    if not available[wanted]:
+        raise UserError(f"--device {wanted}: this machine (or this build of torch) has none")
+    return wanted
+
+
+def choose_precision(wanted: str, device: str, width: int) -> tuple[str, str]:
+    """→ (fp32 or bf16, why). Narrow matrices lose more to conversions than bf16 saves."""
+    if wanted != "auto":
+        return wanted, "as asked"
+    if device.startswith("cuda"):
+        good = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("bf16", "the GPU has it") if good else ("fp32", "the GPU has no bf16")
+    if device == "cpu":
+        has = torch.cpu.get_capabilities()
+        if not (has.get("avx512_bf16") or has.get("amx_bf16")):
+            return "fp32", "the processor has no bf16 instructions"
+        if width < 256:
+            return "fp32", f"at width {width} bf16 saves nothing"
+        return "bf16", "the processor has bf16 instructions"
+    return "fp32", "the default here"
+
+
+# --------------------------------------------------------------------------------- processes
 
 
 def world() -> int:
@@ -52,22 +89,25 @@ def wrap(model: torch.nn.Module) -> torch.nn.Module:
     return DistributedDataParallel(model) if world() > 1 else model
 
 
-def share(index: np.ndarray) -> tuple[np.ndarray, float]:
-    """This process's rows of a batch, and the factor that makes the average over processes of
-    factor × mean loss the mean loss of the whole batch. Without a row left it takes one at 0."""
-    rows = np.array_split(index, world())[rank()]
-    factor = world() * len(rows) / len(index)
-    return (rows, factor) if len(rows) else (index[-1:], 0.0)
+def pieces_of(batch: np.ndarray, grad_accum: int) -> list[tuple[np.ndarray, float]]:
+    """This process's share of a batch of row numbers, in pieces, each with its weight.
+
+    The weights are such that, averaged over the processes, the sum of weight × mean loss of a
+    piece is the mean loss of the whole batch. Every process has the same number of pieces, since
+    gradients are averaged after each: `grad_accum`, or fewer if the smallest share has fewer rows.
+    A process without a row takes one with weight 0.
+    """
+    rows = np.array_split(batch, world())[rank()]
+    if not len(rows):
+        return [(batch[-1:], 0.0)]
+    count = min(grad_accum, max(1, len(batch) // world()))
+    # in this order of operations, since others round differently
+    factor = world() * len(rows) / len(batch)
+    return [(piece, len(piece) / len(rows) * factor) for piece in np.array_split(rows, count)]
 
 
-def pieces(index: np.ndarray, wanted: int) -> int:
-    """In how many pieces every process works through its share of a batch: as many as wanted, if
-    the smallest share has so many rows, since gradients are averaged after each."""
-    return min(wanted, max(1, len(index) // world()))
-
-
-def seed(seed: int, t: int) -> None:
-    """Dropout's noise of step t: its own on each process, and the same after a resume."""
+def seed_dropout(seed: int, t: int) -> None:
+    """Dropout's noise at step t: each process its own, and the same after a resume."""
     torch.manual_seed(int(np.random.SeedSequence([seed, t, rank()]).generate_state(1)[0]))
 
 
@@ -83,19 +123,20 @@ def mean(value: float) -> float:
 
 
 def check_equal(pruner, t: int) -> None:
-    """Now and then, cheaply: are masks and scores the same on every process?"""
+    """Every 100 steps, cheaply: are masks and scores the same on every process? RunError if not."""
     if world() == 1 or t % CHECK_EVERY:
         return
-    own = [(int(torch.count_nonzero(m.M)), float(m.S.double().sum()) if m.S is not None else 0.0)
-           for m in pruner.matrices if pruner.masked]
-    everyone = [None] * world()
-    dist.all_gather_object(everyone, own)
-    for other, values in enumerate(everyone):
-        if values != everyone[0]:
-            raise RunError(f"step {t}: masks or scores of process {other} differ from process 0's")
+    sums = [(int(torch.count_nonzero(m.M)), float(m.S.double().sum()) if m.S is not None else 0.0)
+            for m in pruner.matrices if pruner.masked]
+    all_sums = [None] * world()
+    dist.all_gather_object(all_sums, sums)
+    for process, its_sums in enumerate(all_sums):
+        if its_sums != all_sums[0]:
+            raise RunError(
+                f"step {t}: masks or scores of process {process} differ from process 0's")
 
 
-def same(value):
+def from_main(value):
     """The main process's value, on every process."""
     if world() == 1:
         return value

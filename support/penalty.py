@@ -1,39 +1,46 @@
-"""λ for a density asked for: `--keep v` with soft movement and L0, which the paper does not have.
+"""Finds the λ of soft movement and L0 for a density that is asked for; the paper only fixes λ.
 
     python train.py --task mnli --method soft_movement --keep 0.05
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from support.ranks import Cut
+from support.ranks import KthLargest
 
 
-class PenaltyControl:
-    """Finds the λ of soft movement and L0 that ends at density v, while training.
+class PenaltySearch:
+    """λ at every step, chosen so that training ends at density v.
 
-    Density itself cannot be steered: it stands still until the first scores have travelled to the
-    cut, and meanwhile any correction winds up. But density = v exactly when q = cut, where q is
-    the score that a share v of the scores exceeds (less what a floor keeps in emptier matrices);
-    and q moves from the first step on. So λ steers the speed of q, at every step straight from
-    where q is to the cut, to be there at T − t_f.
+    The density itself cannot be steered: it stands still until the first scores have reached the
+    value that they must exceed to stay, and every correction made meanwhile overshoots. But let q
+    be the score that a share v of the scores exceeds. The final density is v exactly when q ends
+    at `method.kept_above`, and q moves from the first step on. So λ steers the speed of q: from
+    wherever q is, straight to `kept_above`, to be there at T − t_f.
+
+    Args:
+        method: has penalty(S), kept_above and floor (masking.Method).
+        v: the share of weights to keep, in (0, 1].
+        schedule: masking.Schedule.
+        score_lr: step → the scores' learning rate, which says how far q can still travel.
     """
 
-    start, gain, fastest = 0.5, 10.0, 0.06
-    state = ("pull", "speed", "task", "q", "pace", "wanted")  # what changes from step to step
+    first_pull, gain, fastest = 0.5, 10.0, 0.06
+    state = ("pull", "speed", "task_rms", "q", "first_speed", "wanted_speed")  # changes every step
 
-    def __init__(self, v: float, method, schedule):
-        self.v, self.method, self.schedule = v, method, schedule
+    def __init__(self, method, v: float, schedule, score_lr: Callable[[int], float]):
+        self.method, self.v, self.schedule, self.score_lr = method, v, schedule, score_lr
         self.ramp = schedule.T - schedule.t_i - schedule.t_f
-        self.pull = self.start  # the penalty's gradient at q, in units of the task's
-        self.speed = 0.0  # of q, in learning rates a step: Adam's bound is about 1
-        self.task = 0.0  # the task's gradient of a score, rms
+        self.pull = self.first_pull  # the penalty's gradient at q, in units of the task's
+        self.speed = 0.0  # of q, in learning rates a step; Adam cannot exceed about 1
+        self.task_rms = 0.0  # of the task's gradient of a score
         self.q = None
-        self.pace = None  # the speed wanted at first
-        self.wanted = 0.0  # the speed wanted now
-        self.near = Cut()
+        self.first_speed = None  # the speed wanted at first
+        self.wanted_speed = 0.0
+        self.ranks = KthLargest()
 
     def state_dict(self) -> dict:
         return {name: getattr(self, name) for name in self.state}
@@ -42,45 +49,59 @@ class PenaltyControl:
         vars(self).update(saved)
 
     def quantile(self, scores: list[Tensor]) -> float:
+        """q, from a sample of about 2^17 scores."""
         every = max(1, sum(S.numel() for S in scores) // 2**17)
         while math.gcd(every, math.prod(S.shape[-1] for S in scores)) > 1:
-            every += 1  # or it would only ever meet some of the columns
-        sample = torch.cat(parts := [S.detach().flatten()[::every] for S in scores])
+            every += 1  # otherwise the sample would hold only some of the columns
+        parts = [S.detach().flatten()[::every] for S in scores]
+        sample = torch.cat(parts)
         v = self.v - self.kept_by_floor(sample, [len(part) for part in parts]) / len(sample)
-        return self.near.find([sample], max(1, round(v * len(sample))))[0]
+        return self.ranks.find([sample], max(1, round(v * len(sample))))[0]
 
     def kept_by_floor(self, sample: Tensor, sizes: list[int]) -> float:
-        """How many entries the method keeps though they are not above q, in matrices that hold
-        fewer than its floor. `sizes`: how many of the sample are of each matrix."""
-        floor = getattr(self.method, "floor", 0.0)
-        if self.q is None or not floor:
+        """How many entries stay only because their matrix would otherwise fall below the
+        method's floor. `sizes`: how many entries of the sample each matrix has."""
+        if self.q is None or not self.method.floor:
             return 0.0
         above = torch.stack([part.count_nonzero() for part in (sample > self.q).split(sizes)])
-        least = floor * torch.tensor(sizes, device=sample.device)
+        least = self.method.floor * torch.tensor(sizes, device=sample.device)
         return float((least - above).clamp(min=0).sum())
 
-    def update(self, t: int, scores: list[Tensor], task: float, lr: float) -> float:
-        """λ for step t, from the task's gradient of the scores (rms) and their learning rate."""
+    def update(self, t: int, scores: list[Tensor], task_rms: float) -> float:
+        """λ for step t, given the root mean square of the task's gradient of the scores."""
         before, self.q = self.q, self.quantile(scores)
-        memory = 0.9
-        self.task = task if before is None else memory * self.task + (1 - memory) * task
+        memory, lr = 0.9, self.score_lr(t)
+        self.task_rms = (task_rms if before is None
+                         else memory * self.task_rms + (1 - memory) * task_rms)
         if before is not None and lr > 0:
             self.speed += ((self.q - before) / lr - self.speed) / 10
         if t < self.schedule.t_i:
             return 0.0
         if lr > 0:
-            end = self.schedule.T - self.schedule.t_f
-            left = max(end - t, 0.1 * self.ramp)  # steps; below what rates still add up to
-            reach = lr * left * (1 - left / 2 / max(left, self.schedule.T - t))
-            wanted = max(-1.0, min(1.0, (self.method.cut - self.q) / reach))
-            self.pace = self.pace or max(abs(wanted), 1e-3)
-            # scores start above the cut, so q's speed is negative; it goes with the pull, which
-            # therefore follows the speed wanted without waiting for an error
-            if max(self.wanted, wanted) < 0:
-                self.pull *= min(2.0, wanted / self.wanted)
-            self.wanted = wanted
-            # errors count in units of the pace, or a short way would be run too fast
-            error = max(-2.0, min(2.0, (self.speed - wanted) / self.pace))
-            self.pull *= math.exp(min(self.gain / self.ramp, self.fastest) * error)
-        n, slope = sum(S.numel() for S in scores), float(self.method.slope(torch.tensor(self.q)))
-        return self.pull * self.task * n / max(1e-6, slope)
+            self.adjust_pull(t, lr)
+        n = sum(S.numel() for S in scores)
+        return self.pull * self.task_rms * n / max(1e-6, self.slope())
+
+    def adjust_pull(self, t: int, lr: float) -> None:
+        """Pull harder when q is slower than the straight way to `kept_above` asks for."""
+        end = self.schedule.T - self.schedule.t_f
+        steps_left = max(end - t, 0.1 * self.ramp)
+        # the sum of the learning rates of these steps: they fall linearly to 0 at T
+        reach = lr * steps_left * (1 - steps_left / 2 / max(steps_left, self.schedule.T - t))
+        wanted = max(-1.0, min(1.0, (self.method.kept_above - self.q) / reach))
+        self.first_speed = self.first_speed or max(abs(wanted), 1e-3)
+        # scores start above kept_above, so q's speed is negative; it is proportional to the pull,
+        # which can therefore follow the wanted speed without waiting for an error
+        if max(self.wanted_speed, wanted) < 0:
+            self.pull *= min(2.0, wanted / self.wanted_speed)
+        self.wanted_speed = wanted
+        # measured in units of the first speed, or a short way would be run too fast
+        error = max(-2.0, min(2.0, (self.speed - wanted) / self.first_speed))
+        self.pull *= math.exp(min(self.gain / self.ramp, self.fastest) * error)
+
+    def slope(self) -> float:
+        """R'(q): how strongly the penalty pulls at a score of q."""
+        q = torch.tensor(self.q, requires_grad=True)
+        with torch.enable_grad():
+            [slope] = torch.autograd.grad(self.method.penalty(q), q)
+        return float(slope)

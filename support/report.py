@@ -6,8 +6,6 @@ from pathlib import Path
 
 import torch
 
-import data
-from sample import pretrain
 from support import parallel
 
 
@@ -22,60 +20,59 @@ def say(text: str) -> None:
 def sizes(model, pruner) -> dict:
     """Counts and densities of the finished model, each with its own denominator."""
     matrices = [m.weight.detach() for m in pruner.matrices]
-    left = sum(int(torch.count_nonzero(w)) for w in matrices)
-    entries = sum(w.numel() for w in matrices)
-    layers = sum(p.numel() for p in model.bert.layers.parameters())
-    total = sum(p.numel() for p in model.parameters())
-    nonzero = sum(int(torch.count_nonzero(p)) for p in model.parameters())
+    nonzero = sum(int(torch.count_nonzero(W)) for W in matrices)
+    entries = sum(W.numel() for W in matrices)
+    encoder = sum(p.numel() for p in model.bert.layers.parameters())
     return {
-        "density": left / entries,  # of the pruned matrices' entries
-        "encoder_density": (left + layers - entries) / layers,  # biases and LayerNorms counted
-        "nonzero_parameters": left,  # in the encoder's matrices
-        "nonzero_parameters_total": nonzero,  # embeddings and head too
-        "total_parameters": total,
+        "density": nonzero / entries,  # of the pruned matrices' entries
+        "encoder_density": (nonzero + encoder - entries) / encoder,  # with biases and LayerNorms
+        "nonzero_parameters": nonzero,  # in the encoder's matrices
+        "nonzero_parameters_total": sum(int(torch.count_nonzero(p)) for p in model.parameters()),
+        "total_parameters": sum(p.numel() for p in model.parameters()),
     }
 
 
-def on_target(pruner, s, density: float) -> bool:
+def is_on_target(pruner, settings, density: float) -> bool:
     """Did a run with --keep end within 0.005 of it (0.002 below 0.05)?"""
-    if not pruner.masked or s["penalty"] is not None:
+    if not pruner.masked or settings.penalty is not None:
         return True
-    good = abs(density - s["keep"]) <= (0.002 if s["keep"] < 0.05 else 0.005)
-    if not good:
-        floor = getattr(pruner.method, "floor", 0.0)
-        if density < s["keep"]:
-            mend = ("too many scores fell below the cut, though λ is near 0; fewer --steps or a "
-                    "lower --score-lr keeps them above")
-        elif s["keep"] < floor:
-            mend = f"{s['method']} leaves at least {floor:g} of every matrix"
-        else:
-            mend = "more --steps or a higher --score-lr lets the scores travel further"
-        say(f"WARNING: density {density:.4f} missed --keep {s['keep']:g}; {mend}")
-    return good
+    tolerance = 0.002 if settings.keep < 0.05 else 0.005
+    if abs(density - settings.keep) <= tolerance:
+        return True
+    if density < settings.keep:
+        remedy = ("too many scores fell too low, although λ is near 0; with fewer --steps or a "
+                  "lower --score-lr more of them stay")
+    elif settings.keep < pruner.method.floor:
+        remedy = f"{settings.method} leaves at least {pruner.method.floor:g} of every matrix"
+    else:
+        remedy = "more --steps or a higher --score-lr lets the scores travel further"
+    say(f"WARNING: density {density:.4f} missed --keep {settings.keep:g}; {remedy}")
+    return False
 
 
-def warn_of_one_class(task: data.Task, predicted: dict) -> None:
-    """`predicted`: split → class numbers (rows,); what a collapsed run gives is one class."""
-    if task.labels and len(set().union(*predicted.values())) == 1:
+def warn_of_one_class(labels: tuple[str, ...], predictions: dict) -> None:
+    """`predictions`: split → class numbers (rows,). A run that lost its task gives one class."""
+    if labels and len(set().union(*predictions.values())) == 1:
         say("WARNING: every row got the same class, so the model no longer tells rows apart; a "
-            "lower --lr or a higher --hold, so that pruning begins later, may keep it from that")
+            "lower --lr or a higher --hold, so that pruning begins later, may prevent that")
 
 
-def summary(s, model, pruner, found, rows, features, held, run) -> dict:
-    """metrics.json."""
-    size = sizes(model, pruner)
-    named = s["data"] in ("sample", "download")
+def summary(settings, prepared, pruner, metrics: dict, run) -> dict:
+    """metrics.json. `prepared`: train.Prepared, `run`: checkpoints.Run."""
+    size = sizes(prepared.model, pruner)
+    named = settings.data in ("sample", "download")
     return {
-        "task": s["task"], "data": s["data"] if named else Path(s["data"]).resolve().name,
-        "model": s["model"], "method": s["method"],
-        "scope": s["scope"] if pruner.method.ranked else "global",
-        "keep": s["keep"] if s["penalty"] is None else None, **size,
-        "penalty": pruner.penalty if pruner.has_penalty else None,
-        "on_target": on_target(pruner, s, size["density"]), "metrics": found,
-        "train_rows": len(rows), "train_inputs": len(features),
-        "eval_rows": sum(len(r) for r, _ in held.values()),
-        "steps": s["steps"], "train_seconds": run.seconds, "seed": s["seed"],
-        "teacher": s["teacher"], "freeze": s["freeze"], "precision": s["precision"],
+        "task": settings.task,
+        "data": settings.data if named else Path(settings.data).resolve().name,
+        "model": settings.model, "method": settings.method,
+        "scope": settings.scope if pruner.method.ranked else "global",
+        "keep": settings.keep if settings.penalty is None else None, **size,
+        "penalty": pruner.penalty if pruner.method.penalised else None,
+        "on_target": is_on_target(pruner, settings, size["density"]), "metrics": metrics,
+        "train_rows": len(prepared.rows), "train_inputs": len(prepared.features),
+        "eval_rows": sum(len(rows) for rows, _ in prepared.evaluated.values()),
+        "steps": settings.steps, "train_seconds": run.seconds, "seed": settings.seed,
+        "teacher": settings.teacher, "freeze": settings.freeze, "precision": settings.precision,
         "start_fingerprint": run.start,  # of the matrices before training
     }
 
@@ -83,64 +80,36 @@ def summary(s, model, pruner, found, rows, features, held, run) -> dict:
 # ------------------------------------------------------------------------------ what is said
 
 
-def describe(s, rows, features, held, model, pruner, fresh, folder, why) -> str:
-    """The block that says what will happen before it happens."""
-    task, T = data.TASKS[s["task"]], pruner.schedule.T
-    kind = "spans" if task.span else f"{len(task.labels)} classes" if task.labels else "regression"
-    entries = sum(m.W.numel() for m in pruner.matrices)
-    parameters = sum(p.numel() for p in model.parameters())
-    weights = ("random weights" if pretrain.is_untrained(s["model"]) else
-               "pretrained on generated text; real weights: --model bert-base-uncased"
-               if pretrain.is_small(s["model"]) else "")
-    if s["penalty"] is not None:
-        aim = f"λ fixed at {s['penalty']:g} (the density follows from it)"
-    elif pruner.has_penalty:
-        aim = f"keep {s['keep']:g} of the weights, λ found while training"
+def aim(settings, pruner) -> str:
+    """What the method is asked for."""
+    if settings.penalty is not None:
+        text = f"λ fixed at {settings.penalty:g} (the density follows from it)"
+    elif pruner.method.penalised:
+        text = f"keep {settings.keep:g} of the weights, λ found while training"
     else:
-        aim = f"keep {s['keep']:g} of the weights" if pruner.masked else "all weights stay"
+        text = f"keep {settings.keep:g} of the weights" if pruner.masked else "all weights stay"
     if pruner.method.ranked:
-        aim += f", {s['scope']} ranks"
-    if s["freeze"]:
-        aim += ", the weights themselves frozen"
-    if s["teacher"]:
-        aim += f" · teacher {s['teacher']}, α {s['alpha']:g}, T {s['temperature']:g}"
-    rates = f"learning rate {s['lr']:g}" + (
-        f", scores {s['score_lr']:g}" if pruner.method.learned else "")
-    windows = f" in {len(features):,} windows" if task.span else ""
-    batch = f"batch {s['batch_size']}" + (
-        f" in {s['grad_accum']} pieces" if s["grad_accum"] > 1 else "")
-    processes = f"{parallel.world()} processes · " if parallel.world() > 1 else ""
-    lines = {
-        "task": f"{s['task']} · {kind}",
-        "data": f"{source(s)} · {len(rows):,} training rows{windows} · {evaluated(s, held)}",
-        "model": f"{s['model']} · {parameters / 1e6:.1f} M parameters, {entries / 1e6:.1f} M of "
-                 f"them in {len(pruner.matrices)} matrices to prune" + (f" · {weights}" if weights
-                                                                        else ""),
-        "new": ", ".join(fresh) + " (randomly initialised)" if fresh else "nothing",
-        "method": f"{s['method']} · {aim} · {rates}",
-        "schedule": f"{plan(pruner, s['keep'])} · {batch} · "
-                    f"{T * s['batch_size'] / len(features):.1f} epochs",
-        "machine": f"{processes}{s['device']} · {torch.get_num_threads()} threads · "
-                   f"{s['precision']} ({why})",
-        "output": str(folder),
-    }
-    left_out = sum(getattr(r, "skipped", 0) for r in (rows, *(r for r, _ in held.values())))
-    if left_out:
-        lines["note"] = f"{left_out} rows without a label, or torn, are left out"
-    if getattr(rows, "unfound", 0):
-        lines["note"] = f"{rows.unfound} answers are not where the file says; not trained on"
-    return "\n".join(f"{name:9} {text}" for name, text in lines.items())
+        text += f", {settings.scope} ranks"
+    if settings.freeze:
+        text += ", the weights themselves frozen"
+    if settings.teacher:
+        text += f" · teacher {settings.teacher}, α {settings.alpha:g}, T {settings.temperature:g}"
+    rates = f"learning rate {settings.lr:g}"
+    if pruner.method.learned:
+        rates += f", scores {settings.score_lr:g}"
+    return f"{settings.method} · {text} · {rates}"
 
 
-def source(s: dict) -> str:
+def source(data: str) -> str:
     return {"sample": "generated sample; real rows: --data download or --data DIR",
-            "download": "official files"}.get(s["data"], s["data"])
+            "download": "official files"}.get(data, data)
 
 
-def evaluated(s: dict, held: dict) -> str:
-    """How many rows are evaluated on, of each split."""
-    counts = " + ".join(f"{len(r):,}{k.replace('_', ' ')}" for k, (r, _) in held.items())
-    return f"{counts} evaluation rows" + " held out of training" * bool(s["held_out"])
+def evaluation_rows(settings, evaluated: dict) -> str:
+    """How many rows of each split are evaluated on. `evaluated`: split → (rows, features)."""
+    counts = " + ".join(f"{len(rows):,}{split.replace('_', ' ')}"
+                        for split, (rows, _) in evaluated.items())
+    return f"{counts} evaluation rows" + " held out of training" * bool(settings.held_out)
 
 
 def plan(pruner, keep: float) -> str:
@@ -148,21 +117,63 @@ def plan(pruner, keep: float) -> str:
     schedule, T = pruner.schedule, pruner.schedule.T
     if pruner.method.ranked:
         name, value = "kept", lambda t: schedule.keep(t, keep)
-    elif hasattr(pruner.method, "tau_f"):
+    elif pruner.method.tau_f:
         name, value = "τ", lambda t: schedule.tau(t, pruner.method.tau_f)
-    elif pruner.control:
+    elif pruner.search:
         return (f"{T} steps, λ searched for from step {schedule.t_i}, found by "
                 f"{T - schedule.t_f}")
     else:
         return f"{T} steps"
-    at = [0, schedule.t_i, (T + schedule.t_i - schedule.t_f) // 2, T - schedule.t_f, T]
-    return f"{name} @ step: " + " → ".join(f"{value(t):.3g} @ {t}" for t in at)
+    steps = [0, schedule.t_i, (T + schedule.t_i - schedule.t_f) // 2, T - schedule.t_f, T]
+    return f"{name} @ step: " + " → ".join(f"{value(t):.3g} @ {t}" for t in steps)
+
+
+def notes(rows, evaluated: dict) -> str:
+    """Rows that are not used as they are."""
+    skipped = sum(getattr(r, "skipped", 0) for r in (rows, *(r for r, _ in evaluated.values())))
+    if skipped:
+        return f"{skipped} rows without a label, or torn, are left out"
+    if getattr(rows, "unfound", 0):
+        return f"{rows.unfound} answers are not where the file says; not trained on"
+    return ""
+
+
+def describe(settings, prepared, pruner, folder: Path, weights: str, why: str) -> str:
+    """The block that says what will happen before it happens.
+
+    weights: a remark on the starting weights; why: the reason for the precision.
+    """
+    task, rows, features = prepared.task, prepared.rows, prepared.features
+    kind = "spans" if task.span else f"{len(task.labels)} classes" if task.labels else "regression"
+    entries = sum(m.W.numel() for m in pruner.matrices)
+    parameters = sum(p.numel() for p in prepared.model.parameters())
+    windows = f" in {len(features):,} windows" if task.span else ""
+    pieces = f" in {settings.grad_accum} pieces" if settings.grad_accum > 1 else ""
+    processes = f"{parallel.world()} processes · " if parallel.world() > 1 else ""
+    lines = {
+        "task": f"{settings.task} · {kind}",
+        "data": f"{source(settings.data)} · {len(rows):,} training rows{windows} · "
+                f"{evaluation_rows(settings, prepared.evaluated)}",
+        "model": f"{settings.model} · {parameters / 1e6:.1f} M parameters, {entries / 1e6:.1f} M "
+                 f"of them in {len(pruner.matrices)} matrices to prune{weights}",
+        "new": ", ".join(prepared.fresh) + " (randomly initialised)" if prepared.fresh
+               else "nothing",
+        "method": aim(settings, pruner),
+        "schedule": f"{plan(pruner, settings.keep)} · batch {settings.batch_size}{pieces} · "
+                    f"{settings.steps * settings.batch_size / len(features):.1f} epochs",
+        "machine": f"{processes}{settings.device} · {torch.get_num_threads()} threads · "
+                   f"{settings.precision} ({why})",
+        "output": str(folder),
+        "note": notes(rows, prepared.evaluated),
+    }
+    return "\n".join(f"{name:9} {text}" for name, text in lines.items() if text)
 
 
 def result(metrics: dict, folder: Path) -> str:
+    """The table of a finished run, and what to do next; `metrics`: its metrics.json."""
     values = metrics["metrics"] | {"density": metrics["density"]}
     width = max(map(len, values))
-    table = "\n".join(f"  {name:{width}}  {v:8.4g}" for name, v in values.items())
+    table = "\n".join(f"  {name:{width}}  {value:8.4g}" for name, value in values.items())
     return (f"{table}\n  {metrics['nonzero_parameters']:,} non-zero parameters in the encoder's "
             f"matrices, {metrics['nonzero_parameters_total']:,} in the whole model\n"
             f"saved in {folder} · trained in {metrics['train_seconds']:.0f} s\n"
@@ -184,31 +195,31 @@ def matmul_speed(device: str, precision: str, tokens: int, width: int) -> float:
         for _ in range(5):
             y = x @ W
         float(y[0, 0])  # waits for a GPU
-        best = min(best, time.perf_counter() - began)  # what else runs can only slow one down
+        best = min(best, time.perf_counter() - began)  # other programs can only slow it down
     return 5 * 2 * tokens * width * 4 * width / best
 
 
-def estimate(s, features, model, pruner) -> str:
+def estimate(settings, features, model, pruner) -> str:
     """Memory and time of the run, from sizes and a quarter of a second of matrix products."""
     c = model.bert.config
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     entries = sum(m.W.numel() for m in pruner.matrices)
     scores = sum(S.numel() for S in pruner.scores())
-    tokens = s["batch_size"] * float(features.lengths.mean())
+    tokens = settings.batch_size * float(features.lengths.mean())
     longest = int(features.lengths.max())
-    piece = s["batch_size"] / s["grad_accum"] * longest
+    piece = settings.batch_size / settings.grad_accum * longest
     fixed = 4 * sum(p.numel() for p in model.parameters()) + 12 * trained  # gradient, Adam's two
-    fixed += 16 * scores + (8 * entries if pruner.masked else 0)  # S and its own; W' and M
-    # what the backward pass needs of a token and layer: about 20 vectors of the model's width, and
+    fixed += 16 * scores + (8 * entries if pruner.masked else 0)  # S and the same; W' and M
+    # what the backward pass needs per token and layer: about 20 vectors of the model's width, and
     # the attention's weights and dropout mask
     activations = piece * c.num_hidden_layers * (
         c.hidden_size * 20 * 4 + c.num_attention_heads * longest * 8)
-    # two operations a weight and token forward, four backward; half of the peak speed is usual
-    work = 6 * entries * tokens * s["steps"]
-    seconds = work / (0.5 * matmul_speed(s["device"], s["precision"], int(tokens), c.hidden_size))
-    return (f"dry run   {s['steps']:,} steps of {tokens:,.0f} tokens · memory about "
+    # two operations per weight and token forward, four backward; half of the peak speed is usual
+    work = 6 * entries * tokens * settings.steps
+    speed = matmul_speed(settings.device, settings.precision, int(tokens), c.hidden_size)
+    return (f"dry run   {settings.steps:,} steps of {tokens:,.0f} tokens · memory about "
             f"{(fixed + activations) / 1e9:.1f} GB ({fixed / 1e9:.1f} for weights and optimiser)"
-            f" · time about {duration(seconds)} on this machine · nothing was trained")
+            f" · time about {duration(work / (0.5 * speed))} on this machine · nothing was trained")
 
 
 def duration(seconds: float) -> str:

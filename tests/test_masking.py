@@ -7,8 +7,19 @@ import torch
 from torch import nn
 
 import masking
-from masking import L0, Pruner, Schedule, top_v
-from support.penalty import PenaltyControl
+from masking import (
+    L0,
+    Dense,
+    Magnitude,
+    Movement,
+    Pruner,
+    Random,
+    Schedule,
+    SoftMovement,
+    top_v,
+    top_v_by_sorting,
+)
+from support.penalty import PenaltySearch
 
 NOW = Schedule(T=10, t_i=0, t_f=9)  # at step 1 and later: the final density
 
@@ -23,7 +34,8 @@ def attach(W, method, keep=0.5, schedule=NOW, **options):
 # -- Eq. (1)
 
 
-def test_top_v_by_hand():
+@pytest.mark.parametrize("top_v", [top_v, top_v_by_sorting])
+def test_top_v_by_hand(top_v):
     S = torch.tensor([[0.1, 4.0, -2.0], [3.0, 0.0, -5.0]])
     assert top_v([S], 0.5)[0].tolist() == [[1, 1, 0], [1, 0, 0]]  # the three highest of six
     assert top_v([S], 0.0)[0].sum() == 0 and top_v([S], 1.0)[0].sum() == 6
@@ -42,6 +54,8 @@ def test_top_v_keeps_exactly_k_under_ties(v, kind):
         "rows equal": torch.arange(37.0)[:, None].expand(37, 53).contiguous(),
     }[kind]
     [M] = top_v([S], v)
+    if kind == "distinct":
+        assert torch.equal(M, top_v_by_sorting([S], v)[0])
     assert M.sum() == round(v * S.numel())
     assert set(M.unique().tolist()) <= {0.0, 1.0}
     assert S[M == 1].min() >= S[M == 0].max()  # nothing kept is lower than anything pruned
@@ -62,8 +76,8 @@ def test_global_ranks_compare_matrices_local_ranks_do_not():
     for scope, kept in (("local", [2, 2]), ("global", [4, 0])):
         big = nn.Parameter(torch.full((2, 2), 9.0))
         small = nn.Parameter(torch.full((2, 2), 1.0))
-        pruner = Pruner({"a": big, "b": small}, "magnitude", 0.5, NOW, scope=scope)
-        pruner.refresh(10)
+        pruner = Pruner({"a": big, "b": small}, Magnitude(), 0.5, NOW, scope=scope)
+        pruner.set_masks(10)
         assert [int(m.M.sum()) for m in pruner.matrices] == kept
         assert pruner.density() == 0.5
 
@@ -73,37 +87,37 @@ def test_global_ranks_compare_matrices_local_ranks_do_not():
 
 def test_magnitude_ranks_absolute_values():
     W = torch.tensor([[1.0, -4.0], [0.5, 3.0]])
-    model, pruner = attach(W, "magnitude")
-    pruner.refresh(10)
+    model, pruner = attach(W, Magnitude())
+    pruner.set_masks(10)
     assert model.weight.tolist() == [[0, -4], [0, 3]]  # W' = W ⊙ M, in the model itself
     assert torch.equal(pruner.matrices[0].W, W)  # and W is whole
 
 
 def test_random_masks_are_drawn_once_and_nested():
-    _, pruner = attach(torch.randn(20, 20), "random", schedule=Schedule(100, 10, 10), keep=0.1)
+    _, pruner = attach(torch.randn(20, 20), Random(), schedule=Schedule(100, 10, 10), keep=0.1)
     before = torch.ones(20, 20)
     for t in range(0, 101, 10):
-        pruner.refresh(t)
+        pruner.set_masks(t)
         M = pruner.matrices[0].M
         assert (before >= M).all()  # what is gone stays gone
         before = M
     assert M.sum() == 40
-    _, other = attach(torch.randn(20, 20), "random", keep=0.1, seed=1)
-    other.refresh(10)
+    _, other = attach(torch.randn(20, 20), Random(), keep=0.1, seed=1)
+    other.set_masks(10)
     assert not torch.equal(M, other.matrices[0].M)
 
 
 def test_soft_movement_compares_sigma_of_s_with_tau():
-    method = masking.SoftMovement()
+    method = SoftMovement()
     S = torch.tensor([[-3.0, -2.0, 0.0, 5.0]])  # σ: 0.047, 0.119, 0.5, 0.993
     assert method.mask(S, 0.1, None)[0].tolist() == [[0, 1, 1, 1]]
     assert method.mask(S, 0.6, None)[0].tolist() == [[0, 0, 0, 1]]
     assert method.mask(S, 0.0, None)[0].tolist() == [[1, 1, 1, 1]]
-    assert torch.sigmoid(torch.tensor(method.cut)) == pytest.approx(0.1)
+    assert torch.sigmoid(torch.tensor(method.kept_above)) == pytest.approx(0.1)
 
 
 def test_soft_movement_never_empties_a_matrix():
-    M, _ = masking.SoftMovement().mask(torch.full((20, 50), -9.0), 0.1, None)
+    M, _ = SoftMovement().mask(torch.full((20, 50), -9.0), 0.1, None)
     assert M.sum() == 5  # 0.5 % of 1,000
 
 
@@ -135,12 +149,12 @@ def test_hard_concrete_at_test_time():
     M, _ = L0().mask(S, 0.0, None)
     by_hand = [0.0, 1.2 / (1 + math.exp(2.3)) - 0.1, 1.2 * 0.9 - 0.1, 1.0]
     assert M[0].tolist() == pytest.approx(by_hand, abs=1e-3)
-    assert (M > 0).equal(L0.cut < S)  # the cut on S that counts as open
+    assert (M > 0).equal(L0.kept_above < S)
 
 
 def test_penalties_by_hand():
     S = torch.tensor([[0.0, math.log(3.0)]])  # σ: 1/2 and 3/4
-    assert masking.SoftMovement().penalty(S).item() == pytest.approx(0.625)
+    assert SoftMovement().penalty(S).item() == pytest.approx(0.625)
     shift = L0.b * math.log(0.1 / 1.1)  # E[L0] = σ(S − b log(−l/r))
     chance = [1 / (1 + math.exp(-(s - shift))) for s in S[0].tolist()]
     assert L0().penalty(S).item() == pytest.approx(sum(chance) / 2)
@@ -156,7 +170,7 @@ def test_expected_l0_is_the_share_of_open_gates():
 def test_noise_depends_on_seed_and_step_alone():
     """Not on what else was drawn: so every process draws the same, and a resumed run too."""
     def draw(seed, t):
-        return masking.uniform(seed, t, torch.device("cpu"))((40, 50))
+        return masking.uniform_noise(seed, t, torch.device("cpu"))((40, 50))
 
     u = draw(3, 7)
     torch.manual_seed(1)
@@ -171,28 +185,28 @@ def test_noise_depends_on_seed_and_step_alone():
 def test_straight_through_gradient_by_hand():
     """a = W' x: dL/dS_ij = (dL/da_i) W_ij x_j everywhere; dL/dW only where kept."""
     W = torch.tensor([[2.0, -1.0], [0.5, 3.0]])
-    model, pruner = attach(W, "movement")
+    model, pruner = attach(W, Movement())
     m = pruner.matrices[0]
     m.S.data = torch.tensor([[1.0, -1.0], [-2.0, 5.0]])  # keeps the diagonal
-    pruner.refresh(10)
+    pruner.set_masks(10)
     x, dL_da = torch.tensor([10.0, 100.0]), torch.tensor([1.0, -2.0])
     a = model(x)
     assert a.tolist() == [20.0, 300.0]
     a.backward(dL_da)
-    pruner.backward(10)
+    pruner.set_gradients(10)
     assert m.S.grad.tolist() == [[20.0, -100.0], [-10.0, -600.0]]  # (dL/da_i) W_ij x_j
     assert m.W.grad.tolist() == [[10.0, 0.0], [0.0, -200.0]]  # (dL/da_i) x_j M_ij
 
 
-@pytest.mark.parametrize("method", ["movement", "soft_movement", "l0", "magnitude", "random"])
+@pytest.mark.parametrize("method", [Movement(), SoftMovement(), L0(), Magnitude(), Random()])
 def test_gradients_equal_autograd_through_the_masked_product(method):
     torch.manual_seed(0)
     W, x, y = torch.randn(6, 5), torch.randn(7, 5), torch.randn(7, 6)
-    model, pruner = attach(W, method, penalty=0.0 if method in ("soft_movement", "l0") else None)
-    pruner.refresh(10)
+    model, pruner = attach(W, method)
+    pruner.set_masks(10)
     m = pruner.matrices[0]
     ((model(x) - y) ** 2).mean().backward()
-    pruner.backward(10)
+    pruner.set_gradients(10)
     # the same by autograd: W' = W ⊙ M with dM/dS = f (1: straight-through)
     V, S = W.clone().requires_grad_(), torch.zeros(6, 5, requires_grad=True)
     f = 1.0 if m.dM_dS is None else m.dM_dS
@@ -202,22 +216,15 @@ def test_gradients_equal_autograd_through_the_masked_product(method):
         assert torch.allclose(m.S.grad, S.grad, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", [masking.SoftMovement(), L0()])
-def test_slope_is_the_penaltys_derivative(method):
-    S = torch.linspace(-9, 9, 37, requires_grad=True)
-    method.penalty(S).backward()
-    assert torch.allclose(method.slope(S) / S.numel(), S.grad, rtol=1e-4, atol=1e-8)
-
-
-@pytest.mark.parametrize("method", ["soft_movement", "l0"])
+@pytest.mark.parametrize("method", [SoftMovement(), L0()])
 def test_penalty_gradient_is_added_with_means_over_entries_and_matrices(method):
     a, b = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(8, 3))
     pruner = Pruner({"a": a, "b": b}, method, 0.5, NOW, penalty=7.0)
-    pruner.refresh(10)
+    pruner.set_masks(10)
     for m in pruner.matrices:
         m.weight.grad = torch.zeros_like(m.weight)
         m.S.data.normal_()
-    pruner.backward(10)
+    pruner.set_gradients(10)
     twins = [m.S.detach().clone().requires_grad_() for m in pruner.matrices]
     (7.0 * (pruner.method.penalty(twins[0]) + pruner.method.penalty(twins[1])) / 2).backward()
     for m, twin in zip(pruner.matrices, twins):
@@ -225,25 +232,25 @@ def test_penalty_gradient_is_added_with_means_over_entries_and_matrices(method):
 
 
 def test_soft_movements_penalty_rises_with_tau():
-    _, pruner = attach(torch.randn(4, 4), "soft_movement", schedule=Schedule(100, 10, 20),
+    _, pruner = attach(torch.randn(4, 4), SoftMovement(), schedule=Schedule(100, 10, 20),
                        penalty=300.0)
-    assert pruner.penalty_at(5, 0.0) == 0.0
-    assert pruner.penalty_at(45, 0.0) == pytest.approx(300 * (1 - 0.5**3))
-    assert pruner.penalty_at(80, 0.0) == 300.0
+    assert pruner.penalty_at(5) == 0.0
+    assert pruner.penalty_at(45) == pytest.approx(300 * (1 - 0.5**3))
+    assert pruner.penalty_at(80) == 300.0
 
 
 def test_equation_3_scores_add_up_the_movements():
     """With plain SGD, S after T steps is −α_S Σ (dL/dW')_ij W_ij."""
     torch.manual_seed(0)
-    model, pruner = attach(torch.randn(5, 4), "movement", schedule=Schedule(30, 2, 5))
+    model, pruner = attach(torch.randn(5, 4), Movement(), schedule=Schedule(30, 2, 5))
     m, alpha = pruner.matrices[0], 0.01
     optimizer = torch.optim.SGD([{"params": [m.W], "lr": 0.1}, {"params": [m.S], "lr": alpha}])
     total = torch.zeros(5, 4)
     for t in range(30):
-        pruner.refresh(t)
+        pruner.set_masks(t)
         ((model(torch.randn(16, 4)) - 1) ** 2).mean().backward()
         total += model.weight.grad * m.W.detach()
-        pruner.backward(t)
+        pruner.set_gradients(t)
         optimizer.step()
     assert torch.allclose(m.S, -alpha * total, atol=1e-6)
     assert m.S.abs().max() > 0.01
@@ -251,10 +258,10 @@ def test_equation_3_scores_add_up_the_movements():
 
 def test_scores_rise_when_weights_move_away_from_zero():
     """§4: the four cases of the signs of dL/dW and W."""
-    model, pruner = attach(torch.tensor([[1.0, -1.0, 1.0, -1.0]]), "movement", keep=1.0)
-    pruner.refresh(10)
+    model, pruner = attach(torch.tensor([[1.0, -1.0, 1.0, -1.0]]), Movement(), keep=1.0)
+    pruner.set_masks(10)
     model.weight.grad = torch.tensor([[-1.0, 1.0, 1.0, -1.0]])  # away, away, to zero, to zero
-    pruner.backward(10)
+    pruner.set_gradients(10)
     assert (-pruner.matrices[0].S.grad > 0).tolist() == [[True, True, False, False]]
 
 
@@ -262,17 +269,17 @@ def test_a_pruned_weight_comes_back():
     """A pruned weight whose score goes on rising overtakes a kept one and is used again."""
     torch.manual_seed(0)
     W = torch.tensor([[1.0, 1.0]])
-    model, pruner = attach(W, "movement")
+    model, pruner = attach(W, Movement())
     m = pruner.matrices[0]
     m.S.data = torch.tensor([[0.5, 0.0]])  # the second weight is pruned at first
     optimizer = torch.optim.SGD([m.W, m.S], lr=0.1)
     seen = []
     for t in range(1, 10):
-        pruner.refresh(t)
+        pruner.set_masks(t)
         seen.append(m.M[0].tolist())
         loss = (model(torch.tensor([0.1, 1.0])) - 3.0) ** 2  # the second input matters more
         loss.backward()
-        pruner.backward(t)
+        pruner.set_gradients(t)
         optimizer.step()
     assert seen[0] == [1, 0] and seen[-1] == [0, 1]
     assert model.weight[0, 1] != 0
@@ -281,14 +288,14 @@ def test_a_pruned_weight_comes_back():
 
 def test_what_was_ever_pruned_is_remembered():
     W = torch.tensor([[3.0, 2.0, 1.0]])
-    _, pruner = attach(W, "magnitude", keep=2 / 3)
+    _, pruner = attach(W, Magnitude(), keep=2 / 3)
     m = pruner.matrices[0]
     for weights, pruned in ((W, [0, 0, 1]), (W.flip(1), [1, 0, 0])):
         m.W.data.copy_(weights)
-        pruner.refresh(10)
+        pruner.set_masks(10)
         assert (m.M[0] == 0).tolist() == [bool(x) for x in pruned]
     assert m.ever_pruned[0].tolist() == [True, False, True]
-    _, other = attach(W, "magnitude", keep=2 / 3)
+    _, other = attach(W, Magnitude(), keep=2 / 3)
     other.load_state_dict(pruner.state_dict())
     assert other.matrices[0].ever_pruned.equal(m.ever_pruned)
 
@@ -309,10 +316,10 @@ def test_schedule_at_its_corners():
 
 def test_dense_touches_nothing():
     W = torch.randn(3, 3)
-    model, pruner = attach(W, "dense")
-    pruner.refresh(5)
+    model, pruner = attach(W, Dense())
+    pruner.set_masks(5)
     model(torch.ones(3)).sum().backward()
-    pruner.backward(5)
+    pruner.set_gradients(5)
     assert torch.equal(model.weight, W) and pruner.density() == 1.0
     assert pruner.weights() == [model.weight] and pruner.scores() == []
     assert model.weight.grad.tolist() == [[1.0] * 3] * 3
@@ -322,43 +329,44 @@ def test_dense_touches_nothing():
 
 
 @pytest.mark.parametrize("keep", [0.03, 0.1, 0.3])
-@pytest.mark.parametrize("method,score_lr", [("soft_movement", 0.03), ("l0", 0.1)])
+@pytest.mark.parametrize("method, score_lr", [(SoftMovement(), 0.03), (L0(), 0.1)])
 @pytest.mark.parametrize("scale", [1e-4, 1.0])
 def test_penalty_search_ends_at_the_density_asked_for(keep, method, score_lr, scale):
     """On a noisy toy loss of any scale: neither early wind-up nor an emptied matrix."""
     torch.manual_seed(0)
     n, T = 4_000, 600
     useful = torch.randn(n // 50, 50) * 0.3
-    model, pruner = attach(torch.ones(n // 50, 50), method, keep, Schedule(T, 60, 120))
+    schedule = Schedule(T, 60, 120)
+    search = PenaltySearch(method, keep, schedule, lambda t: score_lr * (T - t) / T)
+    model, pruner = attach(torch.ones(n // 50, 50), method, keep, schedule, penalty=search)
     m = pruner.matrices[0]
     optimizer = torch.optim.Adam([m.S], lr=score_lr)
     for t in range(T):
-        pruner.refresh(t)
+        pruner.set_masks(t)
         model.weight.grad = scale * (torch.randn_like(useful) - useful)
-        factor = (T - t) / T
-        optimizer.param_groups[0]["lr"] = score_lr * factor
-        pruner.backward(t, score_lr * factor)
+        optimizer.param_groups[0]["lr"] = search.score_lr(t)
+        pruner.set_gradients(t)
         optimizer.step()
-    pruner.refresh(T, training=False)
+    pruner.set_masks(T, training=False)
     assert pruner.density() == pytest.approx(keep, abs=0.005 if keep >= 0.05 else 0.002)
     assert pruner.penalty > 0
 
 
 def test_penalty_search_counts_what_the_floor_keeps():
-    """Of two matrices of 1,000 scores one is below the cut: its floor keeps 5 of the 60 wanted."""
+    """One of two matrices of 1,000 scores lies below q: its floor keeps 5 of the 60 wanted."""
     high, low = torch.arange(1.0, 1001), -torch.arange(1.0, 1001)
-    for method, q in (("soft_movement", 946), ("l0", 941)):  # 55th and 60th from above
-        control = PenaltyControl(0.03, masking.METHODS[method](), NOW)
-        control.q = 500.0
-        assert control.quantile([high, low]) == q
+    for method, q in ((SoftMovement(), 946), (L0(), 941)):  # 55th and 60th from above
+        search = PenaltySearch(method, 0.03, NOW, lambda t: 0.1)
+        search.q = 500.0
+        assert search.quantile([high, low]) == q
 
 
 def test_penalty_search_goes_on_where_the_penalty_has_no_slope_left():
     """Scores that ran away: σ'(q) is 0 in float32, and λ is finite all the same."""
     scores = [torch.linspace(100, 200, 1000)]
-    for method in ("soft_movement", "l0"):
-        control = PenaltyControl(0.1, masking.METHODS[method](), NOW)
-        assert all(0 < control.update(t, scores, 1e-3, 0.1) < math.inf for t in (1, 2, 3))
+    for method in (SoftMovement(), L0()):
+        search = PenaltySearch(method, 0.1, NOW, lambda t: 0.1)
+        assert all(0 < search.update(t, scores, 1e-3) < math.inf for t in (1, 2, 3))
 
 
 # -- any model
@@ -368,30 +376,38 @@ def test_any_model_can_be_pruned_from_outside():
     """Two steps on a plain network: the mask is exact and the loss's gradient is used."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(10, 20), nn.Tanh(), nn.Linear(20, 2))
-    pruner = Pruner({"0": net[0].weight, "2": net[2].weight}, "movement", 0.25, NOW)
+    pruner = Pruner({"0": net[0].weight, "2": net[2].weight}, Movement(), 0.25, NOW)
     others = [net[0].bias, net[2].bias]
     optimizer = torch.optim.AdamW([{"params": pruner.weights() + others, "lr": 1e-2},
                                    {"params": pruner.scores(), "lr": 1e-2}], weight_decay=0.0)
     for t in range(1, 8):
-        pruner.refresh(t)
+        pruner.set_masks(t)
         nn.functional.cross_entropy(net(torch.randn(8, 10)), torch.arange(8) % 2).backward()
-        pruner.backward(t)
+        pruner.set_gradients(t)
         optimizer.step()
         optimizer.zero_grad()
-    pruner.refresh(10, training=False)
+    pruner.set_masks(10, training=False)
     assert torch.count_nonzero(net[0].weight) == 50
     assert torch.count_nonzero(net[2].weight) == 10
 
 
 def test_a_method_of_ones_own_in_ten_lines():
-    class Wanda:  # |W| times the size of the gradients seen: any score will do
-        learned, ranked, init = True, True, 0.0
+    class Sensitivity(masking.Method):
+        """|W| times a running mean of the sizes of its gradients, which the hook keeps in S."""
+
+        def first_scores(self, W, generator):
+            return torch.zeros_like(W)
 
         def scores(self, W, S):
-            return W.abs() * (1 + S.abs())
+            return W.abs() * S
 
-    model, pruner = attach(torch.randn(8, 8), Wanda(), keep=0.25)
-    pruner.refresh(10)
-    model(torch.ones(8)).sum().backward()
-    pruner.backward(10)
-    assert torch.count_nonzero(model.weight) == 16 and len(pruner.scores()) == 1
+        def score_gradient(self, W, dL_dW_masked, S, dM_dS):
+            S.mul_(0.5).add_(0.5 * dL_dW_masked.abs())
+
+    model, pruner = attach(torch.ones(2, 2), Sensitivity())
+    for t in (1, 2):
+        pruner.set_masks(t)
+        model.weight.grad = torch.tensor([[4.0, -3.0], [1.0, 2.0]])
+        pruner.set_gradients(t)
+    assert pruner.matrices[0].S.tolist() == [[3.0, 2.25], [0.75, 1.5]]
+    assert model.weight.tolist() == [[1, 1], [0, 0]] and not pruner.scores()

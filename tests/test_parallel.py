@@ -13,8 +13,7 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 
-from support import checkpoints as runs
-from support import parallel
+from support import checkpoints, parallel
 
 WORDS = ("--task", "mnli", "--method", "movement", "--model", "untrained:1x32", "--max-length", 32,
          "--max-train-rows", 331, "--max-eval-rows", 40, "--steps", 120, "--save-every", 10,
@@ -81,32 +80,34 @@ def test_a_killed_process_ends_the_job_which_resumes_to_the_same_bits(two, tmp_p
 
 def test_a_gpu_of_ones_own_is_no_other_setting(tmp_path):
     """cuda:0 and cuda:1 of one run, or cuda before and cuda:0 now, take the same checkpoint."""
-    fixed = [runs.Run(tmp_path, {"device": device, "steps": 1}, None, "", True).fixed
-             for device in ("cuda", "cuda:0", "cuda:1")]
-    assert fixed[0] == fixed[1] == fixed[2]
+    common = {"steps": 1, "save_every": 1, "output": None}
+    settings = [checkpoints.Run(tmp_path, common | {"device": device}, None, True, False).settings
+                for device in ("cuda", "cuda:0", "cuda:1")]
+    assert settings[0] == settings[1] == settings[2]
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 11, 21, 32])
 def test_every_process_goes_through_as_many_pieces(rows, monkeypatch):
     """Gradients are averaged after each piece: one process with more would wait for ever."""
-    index = np.arange(rows)
+    batch = np.arange(rows)
     for world in (1, 2, 3):
         monkeypatch.setenv("WORLD_SIZE", str(world))
         for wanted in (1, 4, 16):
-            sizes = []
+            sizes, total = [], 0.0
             for rank in range(world):
                 monkeypatch.setenv("RANK", str(rank))
-                own, _ = parallel.share(index)
-                pieces = np.array_split(own, parallel.pieces(index, wanted))
-                assert all(len(piece) for piece in pieces)
+                pieces = parallel.pieces_of(batch, wanted)
+                assert all(len(piece) for piece, _ in pieces)
                 sizes.append(len(pieces))
+                total += sum(weight for _, weight in pieces)
             assert len(set(sizes)) == 1 and sizes[0] <= wanted
+            assert total / world == pytest.approx(1.0)
 
 
 def test_noise_follows_from_seed_step_and_process(monkeypatch):
     def noise(seed, t, rank=0):
         monkeypatch.setenv("RANK", str(rank))
-        parallel.seed(seed, t)
+        parallel.seed_dropout(seed, t)
         return torch.rand(4).tolist()
 
     first = noise(3, 5)

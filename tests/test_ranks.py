@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from masking import Pruner, Schedule, top_v
+from masking import Movement, Pruner, Schedule, top_v
 from support import ranks
-from support.ranks import Cut
+from support.ranks import KthLargest
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -32,7 +32,7 @@ def drift(shapes):
 
 
 def ties(shapes):
-    """Whole numbers: every cut goes through a heap of equal scores."""
+    """Whole numbers: the k-th largest always has many equals."""
     for scores, v in drift(shapes):
         yield [(30 * S).round() for S in scores], v
 
@@ -63,51 +63,52 @@ def signs(shapes):
 @pytest.mark.parametrize("sequence", [drift, ties, jumps, signs])
 def test_masks_are_those_of_sorting(sequence, shapes, device):
     torch.manual_seed(0)
-    cut = Cut()
+    kth_largest = KthLargest()
     for scores, v in sequence(shapes):
         scores = [S.to(device) for S in scores]
-        masks = top_v(scores, v, cut)
+        masks = top_v(scores, v, kth_largest)
         assert [M.shape for M in masks] == [S.shape for S in scores]
-        found = torch.cat([M.flatten() for M in masks]).cpu().numpy()
-        assert np.array_equal(found, by_sorting(scores, v))
+        kept = torch.cat([M.flatten() for M in masks]).cpu().numpy()
+        assert np.array_equal(kept, by_sorting(scores, v))
 
 
 def test_few_scores_are_put_in_order(monkeypatch):
     """The point of it: after the first step all but a few are only counted."""
     torch.manual_seed(0)
-    looked_at, ordered = [], ranks.ordered
-    monkeypatch.setattr(ranks, "ordered",
-                        lambda x, places: looked_at.append(len(x)) or ordered(x, places))
-    cut = Cut()
+    looked_at, order_statistics = [], ranks.order_statistics
+    monkeypatch.setattr(
+        ranks, "order_statistics",
+        lambda x, places: looked_at.append(len(x)) or order_statistics(x, places))
+    kth_largest = KthLargest()
     for scores, v in drift([(100, 200)]):
-        top_v(scores, v, cut)
-    assert looked_at[0] == 20_000  # v = 1 needs no cut, so this is the second step
+        top_v(scores, v, kth_largest)
+    assert looked_at[0] == 20_000  # v = 1 ranks nothing, so this is the second step
     assert sorted(looked_at)[len(looked_at) // 2] < 1_500
 
 
 def test_not_a_number_stops_nothing():
     """The loop notices by the loss; until then masks are made of whatever is there."""
-    cut = Cut()
+    kth_largest = KthLargest()
     for bad in (0, 1, 99, 0):
         S = torch.randn(100)
         S[:bad] = torch.nan
-        [M] = top_v([S], 0.5, cut)
+        [M] = top_v([S], 0.5, kth_largest)
         assert bad or M.sum() == 50
 
 
 @pytest.mark.parametrize("scope", ["local", "global"])
-def test_forgetting_the_last_cuts_changes_no_mask(scope):
+def test_forgetting_earlier_ranks_changes_no_mask(scope):
     """So a run that goes on after an interruption need not save them."""
     torch.manual_seed(0)
     weights = {name: nn.Parameter(torch.randn(30, 20)) for name in "ab"}
-    always, afresh = (Pruner(weights, "movement", 0.1, Schedule(40, 5, 5), scope)
+    always, afresh = (Pruner(weights, Movement(), 0.1, Schedule(40, 5, 5), scope)
                       for _ in range(2))
     for t in range(40):
-        afresh.groups = [(group, Cut()) for group, _ in afresh.groups]
+        afresh.groups = [(group, KthLargest()) for group, _ in afresh.groups]
         for a, b in zip(always.matrices, afresh.matrices):
             a.S.data += torch.randn(30, 20)
             b.S.data.copy_(a.S.data)
-        always.refresh(t)
-        afresh.refresh(t)
+        always.set_masks(t)
+        afresh.set_masks(t)
         for a, b in zip(always.matrices, afresh.matrices):
             assert torch.equal(a.M, b.M)

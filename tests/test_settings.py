@@ -5,18 +5,18 @@ import torch
 
 import bert
 import masking
-import settings
+from support import recipes
 
 
 def test_the_matrices_to_prune_are_the_papers():
     """Six of each of BERT-base's layers, 85 million weights, and nothing else."""
     with torch.device("meta"):
         model = bert.create(bert.Config(), "classification", 3)
-    found = masking.encoder_matrices(model)
-    assert len(found) == 72
-    assert sum(W.numel() for W in found.values()) == 12 * (4 * 768**2 + 2 * 768 * 3072)
-    assert all(W.dim() == 2 for W in found.values())
-    left = {name for name, _ in model.named_parameters()} - set(found)
+    matrices = masking.encoder_matrices(model)
+    assert len(matrices) == 72
+    assert sum(W.numel() for W in matrices.values()) == 12 * (4 * 768**2 + 2 * 768 * 3072)
+    assert all(W.dim() == 2 for W in matrices.values())
+    left = {name for name, _ in model.named_parameters()} - set(matrices)
     assert all("embeddings" in n or "pooler" in n or n.startswith("classifier")
                or n.endswith("bias") or "norm" in n.lower() for n in left), left
 
@@ -31,7 +31,7 @@ def test_the_matrices_to_prune_are_the_papers():
     ("qqp", "l0", 32, 10, 11_000 / 113_702, 3e-5, 1e-2, 1, 1),
 ])
 def test_the_papers_recipes(task, method, batch, epochs, warm, lr, score_lr, hold, cooldown):
-    r = settings.recipe_for(task, method, "bert-base-uncased")
+    r = recipes.recipe_for(task, method, small=False)
     assert (r.batch_size, r.epochs, r.lr, r.score_lr) == (batch, epochs, lr, score_lr)
     assert (r.warmup, r.hold, r.cooldown) == pytest.approx(
         (warm, hold * warm, cooldown * warm), rel=0.03)

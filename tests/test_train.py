@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 import data
-import settings
 import train
 from support import report
 
@@ -196,7 +196,7 @@ def test_resume_of_nothing_and_of_a_finished_run(run, command, tmp_path):
     (["--keep", 0], "above 0"),
     (["--keep", 1.5], "at most 1"),
     (["--keep", "ten"], "not a number"),
-    (["--penalty", 3], "movement has none"),
+    (["--penalty", 3], "only soft_movement and l0"),
     (["--method", "l0", "--penalty", "paper"], "no λ for"),
     (["--data", "nowhere"], "no such folder"),
     (["--model", "./nowhere"], "nowhere"),
@@ -235,8 +235,8 @@ def test_twenty_steps_with_recipe_defaults_are_never_refused():
         for method in ("movement", "soft_movement", "l0", "magnitude"):
             for model in ("small", "bert-base-uncased"):
                 words = ["--task", task, "--method", method, "--model", model, "--steps", "20"]
-                s = settings.settings(settings.make_parser().parse_args(words))
-                assert settings.make_schedule(s, 1000).T == 20
+                settings = train.resolve(train.make_parser().parse_args(words))
+                assert train.make_schedule(settings, 1000).T == 20
 
 
 def test_a_loss_that_is_no_number_stops_the_run(command, tmp_path):
@@ -271,23 +271,22 @@ def test_scores_have_a_group_of_their_own_without_decay():
 
     model = bert.create(bert.Config(50, 8, 1, 2, 16, 32), "classification", 3)
     model.bert.embeddings.requires_grad_(False)
-    pruner = masking.Pruner(masking.encoder_matrices(model), "movement", 0.1,
-                            masking.Schedule(10, 1, 1))
-    s = {"lr": 3e-5, "score_lr": 1e-2, "device": "cpu", "freeze": None}
-    weights, scores = train.make_optimizer(model, pruner, s).param_groups
+    settings = train.Settings(lr=3e-5, score_lr=1e-2, device="cpu")
+    pruner = train.make_pruner(model, settings, masking.Schedule(10, 1, 1))
+    weights, scores = train.make_optimizer(model, pruner, settings).param_groups
     assert (weights["lr"], scores["lr"]) == (3e-5, 1e-2)
     assert weights["weight_decay"] == scores["weight_decay"] == 0.0
     assert {id(p) for p in scores["params"]} == {id(m.S) for m in pruner.matrices}
     assert not {id(p) for p in model.bert.embeddings.parameters()} & {
         id(p) for p in weights["params"]}
-    s["freeze"] = "weights"
-    weights, _ = train.make_optimizer(model, pruner, s).param_groups
+    frozen = replace(settings, freeze="weights")
+    weights, _ = train.make_optimizer(model, pruner, frozen).param_groups
     assert not {id(m.W) for m in pruner.matrices} & {id(p) for p in weights["params"]}
 
 
 def test_one_class_for_all_rows_is_told(capsys):
     def told(task, **splits):
-        report.warn_of_one_class(data.TASKS[task], {k: np.array(v) for k, v in splits.items()})
+        report.warn_of_one_class(data.TASKS[task].labels, {k: np.array(v) for k, v in splits.items()})
         return "every row got the same class" in capsys.readouterr().out
 
     assert told("mnli", matched=[1, 1, 1], mismatched=[1, 1])
