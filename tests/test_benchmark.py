@@ -1,30 +1,39 @@
-"""The benchmark runs, and times the very step that training does."""
+"""The benchmark runs, and times the very steps that training takes."""
 
-import copy
 import json
 
-import numpy as np
 import pytest
 import torch
 
+import bert
 import masking
-import train
 from tools import benchmark
 
+TINY = benchmark.Size(2, 64, 8, 16)
 
-def test_quick_run(command, tmp_path):
-    done = command("tools.benchmark", "--quick", "--json", tmp_path / "b.json")
-    assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "b.json").read_text())
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setattr(benchmark, "QUICK", TINY)
+
+
+def test_quick_run(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["b", "--quick", "--json", str(tmp_path / "b.json")])
+    benchmark.main()
+    result, said = json.loads((tmp_path / "b.json").read_text()), capsys.readouterr().out
     assert set(result["ratios"]) == set(masking.METHODS) - {"dense"}
-    assert result["machine"] in done.stdout and result["threads"] >= 1
+    assert result["machine"] in said and result["threads"] >= 1
     for row in result["rows"]:
-        assert row["ratio"] > 0 and row["name"] in done.stdout
-        if row["part"] != "memory":
-            assert row["low"] <= row["ratio"] <= row["high"]
-            assert sum(row["stages"].values()) == pytest.approx(row["ms"], rel=0.5)
-    # everything was measured, or it says why not
-    assert {row["part"] for row in result["rows"]} | set(result["skipped"]) >= set(benchmark.PARTS)
+        assert row["name"] in said and row["low"] <= row["ratio"] <= row["high"]
+        assert sum(row["stages"].values()) == pytest.approx(row["ms"], rel=0.5)
+    assert "theirs" in result["skipped"] or set(result["theirs"]) == {"dense", "movement"}
+    assert {"methods", "original"} <= {row["part"] for row in result["rows"]}
+
+
+def test_memory_grows_with_scores_and_masks():
+    [*rows] = benchmark.Bench("cpu", (TINY,), rounds=1).memory()
+    assert [row["name"] for row in rows] == list(masking.METHODS)
+    assert all(row["bytes"] > 0 for row in rows)
 
 
 def test_unknown_part_is_named(command):
@@ -32,38 +41,44 @@ def test_unknown_part_is_named(command):
     assert done.returncode == 2 and "did you mean methods?" in done.stderr
 
 
-@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
-@pytest.mark.parametrize("method", ["dense", *benchmark.METHODS])
-def test_its_step_is_trainings_step(method):
-    """Same model, same batches: train.train and the benchmark end with the same weights."""
-    size = benchmark.TINY
-    trainee = benchmark.Trainee(size, method, "fp32", "cpu")
-    features = benchmark.random_rows(np.full(size.B, size.T), 500)
-    trainee.net.eval().train = lambda: None  # without dropout
-    model = copy.deepcopy(trainee.net)
-    first = [p.clone() for p in model.parameters()]
-    scores = [S.clone() for S in trainee.pruner.scores()]
-    for _, index in zip(range(3), train.batches_from(400, features, size.B, 0)):
-        trainee.step(benchmark.data.collate(features, index))
+@pytest.mark.parametrize("method", masking.METHODS)
+def test_steps_train(method):
+    """Weights move, masks are those of the schedule, and every stage is timed."""
+    trainee = benchmark.Trainee(TINY, method, "fp32", "cpu")
+    before = [p.clone() for p in trainee.model.parameters() if p.requires_grad]
+    stages = trainee.step(3)
+    after = [p for p in trainee.model.parameters() if p.requires_grad]
+    assert not any(torch.equal(a, b) for a, b in zip(before, after))
+    assert set(stages) >= {"masks", "gradients", "optimiser"} and min(stages.values()) > 0
+    if trainee.pruner.method.ranked:
+        keep = benchmark.SCHEDULE.keep(benchmark.BEGIN + 2, 0.1)
+        assert trainee.pruner.density() == pytest.approx(keep, abs=1e-3)
 
-    class FromStep400:
-        def restore(self, model, pruner, optimizer, scheduler):
-            scheduler.last_epoch = 399
-            scheduler.step()
-            return 400
 
-        def step(self, t, loss, rates):
-            if t == 402:
-                raise StopIteration
+def test_the_originals_way_computes_the_same():
+    """The same output and gradients as the Pruner's, for the same scores and density."""
+    size = TINY
+    trainee = benchmark.Trainee(size, "movement", "fp32", "cpu")
+    torch.manual_seed(0)
+    theirs = benchmark.as_the_original(size.config).eval()
+    ours = trainee.model.eval()
+    ours.load_state_dict({n: x for n, x in theirs.state_dict().items() if n[-2:] != ".S"})
+    for m in trainee.pruner.matrices:
+        m.W.data.copy_(theirs.get_parameter(m.name))
+        m.S.data.copy_(theirs.get_parameter(m.name.replace(".weight", ".S")))
+    trainee.pruner.set_masks(benchmark.BEGIN)
+    ids = torch.arange(16).view(2, 8) + 1
+    outputs = [model(ids, torch.ones_like(ids), ids * 0) for model in (ours, theirs)]
+    assert torch.allclose(*outputs, atol=1e-6)
+    for output in outputs:
+        output.square().sum().backward()
+    trainee.pruner.set_gradients(benchmark.BEGIN)
+    for m in trainee.pruner.matrices:
+        assert torch.allclose(m.W.grad, theirs.get_parameter(m.name).grad, atol=1e-6)
+        S = theirs.get_parameter(m.name.replace(".weight", ".S"))
+        assert torch.allclose(m.S.grad, S.grad, atol=1e-6)
 
-    matrices = {} if method == "dense" else masking.encoder_matrices(model)
-    pruner = masking.Pruner(matrices, method, 0.1, trainee.pruner.schedule)
-    for S, start in zip(pruner.scores(), scores):
-        S.data.copy_(start)
-    s = {"freeze": None, "lr": 3e-5, "score_lr": 1e-2, "device": "cpu", "warmup": 0.1, "seed": 0,
-         "compile": False, "batch_size": size.B, "grad_accum": 1, "precision": "fp32"}
-    with pytest.raises(StopIteration):
-        train.train(model, pruner, features, pruner.schedule, s, FromStep400())
-    for before, a, b in zip(first, trainee.net.parameters(), model.parameters()):
-        assert torch.equal(a, b)
-        assert not a.requires_grad or not torch.equal(before, a)
+
+def test_growth_and_sizes_are_berts():
+    for size in (*benchmark.SIZES, *benchmark.GROWTH, *benchmark.GPU_SIZES):
+        assert isinstance(size.config, bert.Config) and size.width % size.config.hidden_size == 0

@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
+import data
 import evaluate
 from tools import rows
 
@@ -35,8 +37,8 @@ def test_a_share_held_out_stays_with_the_runs_own_data(run):
     known = json.loads((run / "run.json").read_text())
     try:
         (run / "run.json").write_text(json.dumps(known | {"held_out": 0.5}))
-        assert evaluate.settings(parse([str(run)]))["held_out"] == 0.5
-        assert evaluate.settings(parse([str(run), "--data", "sample"]))["held_out"] is None
+        assert evaluate.resolve(parse([str(run)])).held_out == 0.5
+        assert evaluate.resolve(parse([str(run), "--data", "sample"])).held_out is None
     finally:
         (run / "run.json").write_text(json.dumps(known))
 
@@ -60,17 +62,11 @@ def test_export_measures_what_each_kind_of_file_costs(run, command, tmp_path):
 
 def test_metrics_agree_with_transformers(run):
     transformers = pytest.importorskip("transformers")
-    import torch
-
-    import data
-    import train
-
     model = transformers.AutoModelForSequenceClassification.from_pretrained(run).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(run)
-    settings = json.loads((run / "run.json").read_text())
-    task = data.TASKS["mnli"]
-    _, splits = train.load_rows(settings, task)
-    for split, held in splits.items():
+    settings = evaluate.resolve(evaluate.make_parser().parse_args([str(run)]))
+    _, eval_rows = evaluate.load_rows(settings, data.TASKS["mnli"], training=False)
+    for split, held in eval_rows.items():
         batch = tokenizer([a for a, _ in held.texts], [b for _, b in held.texts], padding=True,
                           truncation=True, max_length=48, return_tensors="pt")
         with torch.no_grad():

@@ -14,7 +14,8 @@ import torch
 from conftest import ROOT
 from tiny import TINY, Trap, check_refused, digests
 
-from support import files
+import train
+from support import checkpoints, files
 
 
 def alone(place, script, *words):
@@ -28,7 +29,7 @@ def alone(place, script, *words):
 
 @pytest.fixture(scope="module")
 def mounts():
-    """Mounts of a process's own, gone with it; skip where the system does not let one have them."""
+    """Skip where a process may not mount file systems of its own."""
     try:
         subprocess.run(["unshare", "--mount", "--map-root-user", "mount", "-t", "tmpfs", "tmpfs",
                         "/mnt"], check=True, capture_output=True)
@@ -68,8 +69,6 @@ def test_a_read_only_folder(mounts, place):
 
 
 def test_a_loss_that_turns_nan_keeps_the_last_checkpoint(place, monkeypatch):
-    import train
-
     true_loss, calls = train.task_loss, []
 
     def loss(*arguments):
@@ -89,8 +88,6 @@ def test_a_loss_that_turns_nan_keeps_the_last_checkpoint(place, monkeypatch):
 
 
 def test_a_gradient_that_turns_infinite_never_reaches_a_checkpoint(place, monkeypatch):
-    import train
-
     true_loss, calls = train.task_loss, []
 
     def loss(*arguments):  # finite itself
@@ -153,8 +150,6 @@ CHECKPOINTS = {
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("case", CHECKPOINTS)
 def test_broken_checkpoints(case, place, monkeypatch):
-    import train
-
     true_loss = train.task_loss
     monkeypatch.setattr(train, "task_loss", lambda *rest: true_loss(*rest) * torch.nan)
     path = place.folder / "new" / "checkpoint.pt"
@@ -191,24 +186,22 @@ def test_two_runs_in_one_folder(place):
 
 
 def test_two_runs_that_began_with_the_folder_still_free(place, monkeypatch):
-    from support import checkpoints as runs
-
-    choose = runs.choose_folder
+    choose = checkpoints.choose_folder
 
     def choose_then_lose(*arguments):  # the other one is done before this one has read its rows
         folder = choose(*arguments)
         shutil.copytree("run", folder)
         return folder
 
-    monkeypatch.setattr(runs, "choose_folder", choose_then_lose)
+    monkeypatch.setattr(checkpoints, "choose_folder", choose_then_lose)
     check_refused(place.train(output="new"), "new: another run was there first")
     assert digests(place.folder / "new") == digests(place.folder / "run")
 
 
 # ------------------------------------------------------------------------- the command lines
 
-PROGRAMS = ("train", "evaluate", "export", "sweep", "figures", "tables", "pretrain", "sparse",
-            "benchmark")
+PROGRAMS = ("train.py", "evaluate.py", "export.py", "tools.sweep", "tools.figures",
+            "tools.tables", "tools.sparse", "tools.benchmark", "tools.claims", "sample.pretrain")
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -217,23 +210,21 @@ def test_help_fits_a_screen(program, place):
     lines = said.splitlines()
     assert status == 0 and not error and len(lines) <= 50
     assert max(map(len, lines)) <= 106 and "\x1b" not in said and "\r" not in said
-    assert said.startswith(f"usage: {program}")
-    if program == "train":
+    assert said.startswith("usage: ") and program.split(".")[-2 if ".py" in program else -1] in said
+    if program == "train.py":
         for group in ("what:", "data and model:", "training (", "machine and output:"):
             assert any(line.startswith(group) for line in lines)
         for flag, default in (("--keep", "0.1"), ("--task", "mnli"), ("--save-every", "500")):
             assert any(flag in line and f"(default {default})" in line for line in lines)
         assert all(len(line.split()) > 2 for line in lines if line.startswith("  --"))
-    if program != "pretrain":
-        assert f"python {program}.py" in said
+    assert f"python {program}" in said or f"python -m {program}" in said
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_an_unknown_flag_is_one_line(program, place):
-    status, said, error = place(program, *["run"] * (program in ("evaluate", "export")), "--hepl")
-    assert status == 2 and not said and "--hepl" in error
-    if program != "pretrain":
-        assert error.count("\n") == 1
+    folder = ["run"] * (program in ("evaluate.py", "export.py"))
+    status, said, error = place(program, *folder, "--hepl")
+    assert status == 2 and not said and "--hepl" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("words", [
@@ -247,7 +238,7 @@ def test_ctrl_c_is_one_line(words, place, monkeypatch):
     if words[0] == "tools.figures" and module.plt is None:
         pytest.skip("pictures need matplotlib")
     if words[0] in ("tools.tables", "tools.figures"):  # which could be over before the signal comes
-        monkeypatch.setattr("rows.read", lambda path: time.sleep(9))
+        monkeypatch.setattr("tools.rows.read", lambda path: time.sleep(9))
         files.write_atomically("results/a.csv", "")
     if words[0] in ("evaluate.py", "export.py"):
         monkeypatch.setattr("bert.read_weights", lambda folder: time.sleep(9))

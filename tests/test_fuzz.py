@@ -10,6 +10,7 @@ import random
 import shutil
 import sys
 import time
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -23,8 +24,7 @@ import evaluate
 import export
 import masking
 import train
-from support import checkpoints as runs
-from support import squad
+from support import checkpoints, squad
 from support.files import UserError, write_json
 from tools import rows
 
@@ -179,22 +179,18 @@ def run(folder, monkeypatch):
     """A run under way in the folder, with its checkpoint, and run.json and metrics.json."""
     model, _ = bert.load(folder, "classification", 2)
     bert.save(model, folder, ["0", "1"])
-    s = {"task": "sst2", "data": "sample", "steps": 10, "save_every": 3, "output": None, "lr": 1e-3,
-         "score_lr": 1e-2, "device": "cpu", "freeze": None, "max_length": 8, "batch_size": 4,
-         "doc_stride": 128, "precision": "fp32", "method": "movement", "scope": "local",
-         "keep": 0.5, "seed": 0, "penalty": None, "max_eval_rows": None, "held_out": None,
-         "max_train_rows": None, "model": "untrained", "teacher": None, "warmup": 0.1}
-    pruner = masking.Pruner(masking.encoder_matrices(model), "movement", 0.5,
-                            masking.Schedule(10, 1, 1), "local", None, 0)
-    optimizer = train.make_optimizer(model, pruner, s)
-    pruner.refresh(0)
-    under_way = runs.Run(folder, s, pruner, "f", resume=True)
-    under_way.parts = (model, pruner, optimizer,
-                       torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1.0))
-    under_way.began, under_way.t, under_way.smooth, under_way.start = 0.0, 3, 0.5, "f"
+    settings = train.Settings(
+        task="sst2", steps=10, save_every=3, lr=1e-3, score_lr=1e-2, device="cpu", max_length=8,
+        batch_size=4, doc_stride=128, precision="fp32", keep=0.5, model="untrained", warmup=0.1)
+    pruner = train.make_pruner(model, settings, masking.Schedule(10, 1, 1))
+    optimizer = train.make_optimizer(model, pruner, settings)
+    pruner.set_masks(0)
+    under_way = checkpoints.Run(folder, asdict(settings), pruner, resume=True, overwrite=False)
+    under_way.parts = [model, pruner, optimizer, train.make_scheduler(optimizer, settings)]
+    under_way.began, under_way.t, under_way.smooth_loss, under_way.start = 0.0, 3, 0.5, "f"
     under_way.save()
-    runs.save_pruning(pruner, folder / "pruning.safetensors")
-    write_json(folder / "run.json", s)
+    checkpoints.save_pruning({m.name: m for m in pruner.matrices}, folder / "pruning.safetensors")
+    write_json(folder / "run.json", asdict(settings))
     write_json(folder / "metrics.json", {
         "metrics": {"accuracy": 50.0}, "density": 0.5, "nonzero_parameters": 12,
         "nonzero_parameters_total": 120, "train_seconds": 1.0, "method": "movement"})
@@ -205,7 +201,7 @@ def run(folder, monkeypatch):
 def test_checkpoints(run):
     def go_on():
         run.state = run.read_checkpoint()
-        run.put_back()
+        run.load_state()
 
     attack(run.checkpoint, go_on, 50)
 
@@ -214,19 +210,19 @@ def test_settings_of_a_run(run):
     args = evaluate.make_parser().parse_args([str(run.folder)])
 
     def read():
-        s = evaluate.settings(args)
-        assert s["task"] in data.TASKS and s["batch_size"] > 0 and s["max_length"] > 0
-        assert s["precision"] in ("auto", "fp32", "bf16")
-        assert s["max_eval_rows"] is None or s["max_eval_rows"] > 0
-        assert not s["held_out"] or 0 < s["held_out"] < 1
+        s = evaluate.resolve(args)
+        assert s.task in data.TASKS and s.batch_size > 0 and s.max_length > 0
+        assert s.precision in ("auto", "fp32", "bf16")
+        assert s.max_eval_rows is None or s.max_eval_rows > 0
+        assert not s.held_out or 0 < s.held_out < 1
         export.load_run(run.folder)
 
     attack(run.folder / "run.json", read, 200)
 
 
 def test_results_of_a_run(run, monkeypatch):
-    monkeypatch.setattr(runs, "say", str)  # files.run_main has made the terminal take any text
-    attack(run.folder / "metrics.json", lambda: runs.finished(run.folder, {}), 200)
+    monkeypatch.setattr(checkpoints, "say", str)  # run_main makes a terminal take any text
+    attack(run.folder / "metrics.json", lambda: checkpoints.is_finished(run.folder, {}), 200)
 
 
 def test_sparse_files(run):

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 import bert
+import masking
+from support import csr
 from tools import sparse
 
 SMALL = bert.Config(vocab_size=50, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
@@ -25,29 +27,29 @@ def test_a_layer_by_hand():
     linear.weight.data = torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.0, 3.0]])
     linear.bias.data = torch.tensor([10.0, 20.0])
     x = torch.tensor([[[1.0, 2.0, 3.0]], [[0.0, 1.0, 0.0]]])  # (2, 1, 3)
-    assert sparse.SparseLinear(linear)(x).tolist() == [[[14.0, 30.0]], [[12.0, 20.0]]]
+    assert csr.SparseLinear(linear)(x).tolist() == [[[14.0, 30.0]], [[12.0, 20.0]]]
 
 
 @pytest.mark.parametrize("head", ["classification", "span"])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 12), (2, 150)])  # 300 rows: more than one piece
 def test_outputs_are_the_dense_models(head, shape):
     dense = pruned(head, 0.1)
-    csr = copy.deepcopy(dense)
-    assert sparse.sparsify(csr, most=1.0) == 12
+    skipping = copy.deepcopy(dense)
+    assert csr.sparsify(skipping, masking.encoder_matrices(skipping), densest=1.0) == 12
     ids = torch.randint(1, 50, shape)
     mask = torch.ones_like(ids)
     mask[-1, shape[1] // 2 + 1 :] = 0
     with torch.inference_mode():
-        assert torch.allclose(csr(ids, mask, ids * 0), dense(ids, mask, ids * 0), atol=1e-5)
+        assert torch.allclose(skipping(ids, mask, ids * 0), dense(ids, mask, ids * 0), atol=1e-5)
 
 
 def test_only_matrices_that_gain_are_replaced():
     model = pruned("classification", 0.05)
-    model.bert.layers[0].up.weight.data.fill_(1.0)
+    model.bert.layers[0].intermediate.weight.data.fill_(1.0)
     model.bert.layers[1].key.weight.data.zero_()
-    assert sparse.sparsify(model) == 11
-    assert isinstance(model.bert.layers[0].up, torch.nn.Linear)
-    assert isinstance(model.bert.layers[1].key, sparse.SparseLinear)
+    assert csr.sparsify(model, masking.encoder_matrices(model)) == 11
+    assert isinstance(model.bert.layers[0].intermediate, torch.nn.Linear)
+    assert isinstance(model.bert.layers[1].key, csr.SparseLinear)
     assert isinstance(model.pooler, torch.nn.Linear)
 
 

@@ -286,7 +286,8 @@ def test_scores_have_a_group_of_their_own_without_decay():
 
 def test_one_class_for_all_rows_is_told(capsys):
     def told(task, **splits):
-        report.warn_of_one_class(data.TASKS[task].labels, {k: np.array(v) for k, v in splits.items()})
+        predictions = {split: np.array(classes) for split, classes in splits.items()}
+        report.warn_of_one_class(data.TASKS[task].labels, predictions)
         return "every row got the same class" in capsys.readouterr().out
 
     assert told("mnli", matched=[1, 1, 1], mismatched=[1, 1])
