@@ -34,14 +34,14 @@ from support.files import RunError, UserError, cached, run_main, write_json
 def data_folder(name: str, task_name: str) -> Path:
     """The folder of the official files; sample and download are made on first use."""
     if name == "sample":
-        folder = cached("sample", sample_data.SOURCES, "", sample_data.write_all)
+        folder = cached("sample", "1", sample_data.write_all)
         if not (folder / data.TASKS[task_name].folder).is_dir():
             raise UserError(f"--task {task_name}: there is no sample of it; give --data DIR with "
                             f"the official files in DIR/{data.TASKS[task_name].folder}, or "
                             "--data download")
         return folder
     if name == "download":
-        return download.data_folder(task_name)
+        return download.official_files(data.TASKS[task_name].folder)
     if not Path(name).is_dir():
         raise UserError(f"--data {name}: no such folder (it should hold MNLI/, QQP/, SQuAD/, …)")
     return Path(name)

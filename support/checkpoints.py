@@ -29,6 +29,7 @@ from support.files import (
     UserError,
     check_writable,
     hold,
+    let_go,
     naming,
     read_json,
     remove_parts,
@@ -179,8 +180,7 @@ class Run:
         return self.seconds + (time.perf_counter() - self.began if self.began else 0)
 
     def release(self):
-        self.lock.close()
-        (self.folder / ".lock").unlink(missing_ok=True)
+        let_go(self.lock)
 
     def interrupt(self, *_):
         """Ctrl-C ends the run after the step under way; a second one at once."""

@@ -85,7 +85,7 @@ def in_use(lock):
     """Does a process hold it still, a moment after?"""
     time.sleep(0.2)
     try:
-        files.hold(lock, "").close()
+        files.let_go(files.hold(lock, ""))
     except files.UserError:
         return True
     return False
