@@ -136,7 +136,7 @@ def read_json(path: str | Path) -> dict:
         with open(path, encoding="utf-8-sig") as file:
             value = json.load(file)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror.lower()}") from None
+        raise UserError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text") from None
     except json.JSONDecodeError as error:
