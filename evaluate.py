@@ -50,7 +50,7 @@ def data_folder(name: str, task: data.Task) -> Path:
     if name == "sample":
         return generate.sample_folder(task.folder)
     if name == "download":
-        return download.official_files(task.folder, data.file_names(task))
+        return download.official_files(task.folder)
     if not Path(name).is_dir():
         raise UserError(f"--data {name}: no such folder (it should hold MNLI/, QQP/, SQuAD/, …)")
     return Path(name)

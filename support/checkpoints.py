@@ -27,6 +27,7 @@ from support.files import (
     UserError,
     check_writable,
     hold,
+    let_go,
     naming,
     read_json,
     remove_parts,
@@ -191,7 +192,7 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = hold(self.folder / ".lock", f"{self.folder}: another run is at work there")
             if is_taken(self.folder) and not (self.resume or self.overwrite):
-                self.release()
+                let_go(self.lock)
                 raise UserError(f"{self.folder}: another run was there first; choose another "
                                 "--output")
             remove_parts(self.folder)
@@ -206,7 +207,7 @@ class Run:
     def __exit__(self, *error):
         self.end()
         if parallel.is_main():
-            self.release()
+            let_go(self.lock)
 
     def end(self) -> None:
         """No more steps: the clock stops, and Python handles Ctrl-C again."""
@@ -219,10 +220,6 @@ class Run:
     def elapsed(self) -> float:
         """Seconds of training, including those before an interruption."""
         return self.seconds + (time.perf_counter() - self.began if self.began else 0)
-
-    def release(self) -> None:
-        self.lock.release()
-        (self.folder / ".lock").unlink(missing_ok=True)
 
     def interrupt(self, *_) -> None:
         """Ctrl-C ends the run after the step under way; a second one ends it at once."""

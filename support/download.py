@@ -3,151 +3,117 @@
     python train.py --task mnli --data download        the official archive, once, into the cache
     python train.py --model bert-base-uncased          a model id, into huggingface_hub's cache
 
-A file counts only if length, SHA-256, the archive's own checksums, columns and row counts are the
-published ones; the folder is made aside and renamed, so it is there whole or not at all.
+A file is accepted only with its published length and SHA-256, so what is in it needs no further
+check. A data folder is made under another name and renamed, so it is complete or absent. Tasks go
+by the names of their official folders: MNLI, SST-2, SQuAD.
 
-MOVEMENT_GLUE_URL, MOVEMENT_SENTEVAL_URL and MOVEMENT_SQUAD_URL replace the addresses in BASES, to
-use a mirror with the same files. Proxies are taken from http_proxy, https_proxy and no_proxy. For
-the Hub, HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE and HF_TOKEN mean what they mean to its library.
+MOVEMENT_MIRROR replaces the official addresses by one under which all files of official_files.tsv
+lie by their names; it may hold a login, as in https://user:password@host/folder. Proxies come from
+http_proxy, https_proxy and no_proxy. For the Hub, HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE and HF_TOKEN
+mean what they mean to huggingface_hub.
 """
 
+import base64
 import hashlib
-import http.client
 import os
-import stat
+import shutil
 import sys
 import time
-import urllib.error
-import urllib.request
 import zipfile
-import zlib
-from pathlib import Path, PureWindowsPath
+from http.client import HTTPException
+from pathlib import Path
 from typing import NamedTuple
+from urllib.error import HTTPError
+from urllib.parse import unquote, urlsplit
+from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-import data
-from support import squad
-from support.files import UserError, cached, naming, write_atomically
+from support.files import UserError, cache_path, cached, naming, write_atomically
 
-# ------------------------------------------------------------------------------- sources
+# ------------------------------------------------------------------------- the official files
 #
-# Addresses: download_glue_data.py in github.com/nyu-mll/GLUE-baselines, which takes MRPC, that
-# GLUE may not host, from SentEval; SQuAD's own page.
+# Addresses: download_glue_data.py in github.com/nyu-mll/GLUE-baselines, which takes MRPC from
+# SentEval because GLUE may not host it; SQuAD's own page.
 #
-# Lengths, SHA-256 and row counts: datasets/glue/dataset_infos.json and
-# datasets/squad/dataset_infos.json in github.com/huggingface/datasets (commit 040102f), recorded
-# there for these same addresses; tensorflow/datasets has the same for all but QQP-clean.
+# Lengths and SHA-256: datasets/glue/dataset_infos.json and datasets/squad/dataset_infos.json in
+# github.com/huggingface/datasets (commit 040102f), recorded there for these addresses;
+# tensorflow/datasets has the same for all but QQP-clean.
 #
-# The real addresses have not been run by this project's tests, which use a server of their own.
+# The tests use a server of their own and have never fetched from the real addresses.
 
-BASES = {  # environment variable → official address
-    "MOVEMENT_GLUE_URL": "https://dl.fbaipublicfiles.com/glue/data",
-    "MOVEMENT_SENTEVAL_URL": "https://dl.fbaipublicfiles.com/senteval/senteval_data",
-    "MOVEMENT_SQUAD_URL": "https://rajpurkar.github.io/SQuAD-explorer/dataset",
-}
+TABLE = Path(__file__).with_name("official_files.tsv")
 
 
 class File(NamedTuple):
-    base: str  # one of BASES
+    base: str  # the address it lies under
     name: str
     size: int  # bytes
     sha256: str
 
-    def address(self) -> str:
-        base = os.environ.get(self.base) or BASES[self.base]
-        if not base.startswith(("https://", "http://")):
-            raise UserError(f"{self.base}={base}: not an address that begins with http:// or "
-                            "https://")
-        return f"{base.rstrip('/')}/{self.name}"
+
+def files_of(task: str) -> list[File]:
+    """What is downloaded for a task."""
+    rows = [line.split("\t") for line in TABLE.read_text().splitlines()[1:]]
+    return [File(base, name, int(size), sha256)
+            for folder, base, name, size, sha256 in rows if folder == task]
 
 
-class Source(NamedTuple):
-    files: tuple[File, ...]
-    rows: dict[str, int]  # split, as in data.read → published number of rows with a label
-
-
-def archive(name: str, size: int, rows: dict[str, int], sha256: str) -> Source:
-    return Source((File("MOVEMENT_GLUE_URL", name, size, sha256),), rows)
-
-
-SOURCES = {
-    "mnli": archive("MNLI.zip", 312_783_507,
-                    {"train": 392_702, "_matched": 9_815, "_mismatched": 9_832},
-                    "e7c1d896d26ed6caf700110645df426cc2d8ebf02a5ab743d5a5c68ac1c83633"),
-    "qqp": archive("QQP-clean.zip", 41_696_084, {"train": 363_846, "": 40_430},
-                   "40e7c862c04eb26ee04b67fd900e76c45c6ba8e6d8fab4f8f1f8072a1a3fbae0"),
-    "sst2": archive("SST-2.zip", 7_439_277, {"train": 67_349, "": 872},
-                    "d67e16fb55739c1b32cdce9877596db1c127dc322d93c082281f64057c16deaa"),
-    "qnli": archive("QNLIv2.zip", 10_627_589, {"train": 104_743, "": 5_463},
-                    "e634e78627a29adaecd4f955359b22bf5e70f2cbd93b493f2d624138a0c0e5f5"),
-    "rte": archive("RTE.zip", 697_150, {"train": 2_490, "": 277},
-                   "6bf86de103ecd335f3441bd43574d23fef87ecc695977a63b82d5efb206556ee"),
-    "wnli": archive("WNLI.zip", 28_999, {"train": 635, "": 71},
-                    "ae0e8e4d16f4d46d4a0a566ec7ecceccfd3fbfaa4a7a4b4e02848c0f2561ac46"),
-    "cola": archive("CoLA.zip", 376_971, {"train": 8_551, "": 1_043},
-                    "f212fcd832b8f7b435fb991f101abf89f96b933ab400603bf198960dfc32cbff"),
-    "stsb": archive("STS-B.zip", 802_872, {"train": 5_749, "": 1_500},
-                    "e60a6393de5a8b5b9bac5020a1554b54e3691f9d600b775bd131e613ac179c85"),
-    "mrpc": Source((
-        File("MOVEMENT_SENTEVAL_URL", "msr_paraphrase_train.txt", 1_047_044,
-             "60a9b09084528f0673eedee2b69cb941920f0b8cd0eeccefc464a98768457f89"),
-        File("MOVEMENT_SENTEVAL_URL", "msr_paraphrase_test.txt", 441_275,
-             "a04e271090879aaba6423d65b94950c089298587d9c084bf9cd7439bd785f784"),
-        File("MOVEMENT_GLUE_URL", "mrpc_dev_ids.tsv", 6_222,
-             "971d7767d81b997fd9060ade0ec23c4fc31cbb226a55d1bd4a1bac474eb81dc7"),
-    ), {"train": 3_668, "": 408}),
-    "squad": Source((
-        File("MOVEMENT_SQUAD_URL", "train-v1.1.json", 30_288_272,
-             "3527663986b8295af4f7fcdff1ba1ff3f72d07d61a20f487cb238a6ef92fd955"),
-        File("MOVEMENT_SQUAD_URL", "dev-v1.1.json", 4_854_279,
-             "95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9"),
-    ), {"train": 87_599, "": 10_570}),
-}
-
-# ------------------------------------------------------------------------------ one file
+# -------------------------------------------------------------------------------- one file
 
 TIMEOUT = 30.0  # seconds without a byte
 TRIES, PAUSE = 3, 1.0  # attempts at a file, and the seconds between two
 
 
-class Cut(Exception):
-    """The connection broke, or the server failed for now: worth another try."""
+class Interrupted(Exception):
+    """The connection or the server failed: another attempt may succeed."""
 
 
-def open_address(url: str):
-    """An HTTP reply; UserError where another try would end in the same way."""
+def request_for(file: File) -> Request:
+    """A request for `file`, from the mirror if there is one; its full_url shows no login.
+
+    The mirror's user and password become a header, since urllib takes none in an address.
+    """
     try:
-        return urllib.request.urlopen(url, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        said = f"the server answers {error.code} {error.reason}"
-        raise (Cut(said) if error.code >= 500 else UserError(f"{url}: {said}")) from None
-    except urllib.error.URLError as error:
-        raise UserError(f"{url}: no connection ({error.reason})") from None
-    except (ValueError, http.client.InvalidURL) as error:
-        raise UserError(f"{url}: not a usable address ({error})") from None
-    except (OSError, http.client.HTTPException) as error:
-        raise Cut(f"the connection broke ({error or type(error).__name__})") from None
+        address = urlsplit(os.environ.get("MOVEMENT_MIRROR") or file.base)
+        valid = address.scheme in ("http", "https") and address.hostname and address.port != 0
+    except ValueError:  # from urlsplit or port
+        valid = False
+    if not valid:
+        raise UserError("MOVEMENT_MIRROR: not an address of the form http://… or https://…")
+    login, _, host = address.netloc.rpartition("@")
+    request = Request(f"{address.scheme}://{host}{address.path.rstrip('/')}/{file.name}")
+    if login:  # "unredirected": not sent to another host that the mirror redirects to
+        encoded = base64.b64encode(unquote(login).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {encoded}")
+    return request
 
 
-def chunks(reply):
-    """The body in pieces. Errors of the connection alone: those of the disk are not caught."""
+def body(request: Request, size: int):
+    """The body of the reply in pieces. Errors of the disk, in the caller, are not caught here."""
+    url = request.full_url
     try:
-        while chunk := reply.read(1 << 16):
-            yield chunk
-    except (OSError, http.client.HTTPException) as error:
-        raise Cut(f"the connection broke ({error or type(error).__name__})") from None
+        with urlopen(request, timeout=TIMEOUT) as reply:
+            if reply.length not in (None, size):
+                raise UserError(f"{url}: the server offers {reply.length:,} bytes, but {size:,} "
+                                "are published")
+            while chunk := reply.read(1 << 16):
+                yield chunk
+    except HTTPError as error:
+        kind = Interrupted if error.code >= 500 else UserError
+        raise kind(f"{url}: the server answers {error.code} {error.reason}") from None
+    except (OSError, HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", error) or type(error).__name__
+        raise Interrupted(f"{url}: the connection failed ({reason})") from None
 
 
-def receive(url: str, file: File, path: Path) -> None:
-    """One attempt to write `file` to `path`, from its first byte on."""
-    digest, size = hashlib.sha256(), 0
-    with open_address(url) as reply, naming(path), open(path, "wb") as out, tqdm(
+def receive(file: File, path: Path) -> None:
+    """One attempt to write `file` to `path`, from its first byte."""
+    request, digest, size = request_for(file), hashlib.sha256(), 0
+    url = request.full_url
+    with naming(path), open(path, "wb") as out, tqdm(
             total=file.size, desc=file.name, unit="B", unit_scale=True, disable=None) as bar:
-        if reply.length not in (None, file.size):
-            raise UserError(f"{url}: the server offers {reply.length:,} bytes, but {file.size:,} "
-                            "are published")
-        for chunk in chunks(reply):
+        for chunk in body(request, file.size):
             size += len(chunk)
             if size > file.size:
                 raise UserError(f"{url}: more than the published {file.size:,} bytes")
@@ -155,174 +121,158 @@ def receive(url: str, file: File, path: Path) -> None:
             out.write(chunk)
             bar.update(len(chunk))
     if size < file.size:
-        raise Cut(f"the connection was cut after {size:,} of {file.size:,} bytes")
+        raise Interrupted(f"{url}: the connection ended after {size:,} of {file.size:,} bytes")
     if digest.hexdigest() != file.sha256:
         raise UserError(f"{url}: SHA-256 is {digest.hexdigest()}, but {file.sha256} is published")
 
 
 def fetch(file: File, path: Path) -> None:
-    url = file.address()
-    print(f"downloading {url} ({file.size / 1e6:.1f} MB)", file=sys.stderr, flush=True)
+    """Download `file` to `path` in up to TRIES attempts."""
+    print(f"downloading {request_for(file).full_url} ({file.size / 1e6:.1f} MB)", file=sys.stderr,
+          flush=True)
     for attempt in range(1, TRIES + 1):
         try:
-            return receive(url, file, path)
-        except Cut as cut:
+            return receive(file, path)
+        except Interrupted as error:
             if attempt == TRIES:
-                raise UserError(f"{url}: {cut}, and so {TRIES} times") from None
-            print(f"note: {url}: {cut}; trying again", file=sys.stderr, flush=True)
+                raise UserError(f"{error} ({TRIES} attempts)") from None
+            print(f"note: {error}; trying again", file=sys.stderr, flush=True)
             time.sleep(PAUSE)
 
 
-# -------------------------------------------------------------------- archive and folder
+# ------------------------------------------------------------------------ archive and folder
 
-LARGEST = 2 << 30  # bytes a member may hold; zipfile stops at the declared size, whatever comes
-
-
-def check_member(info: zipfile.ZipInfo) -> None:
-    """Refuse a member that could land outside the folder, or fill the disk."""
-    path = PureWindowsPath(info.filename)  # takes / and \ as separators, and knows drives
-    kind = stat.S_IFMT(info.external_attr >> 16)
-    if path.drive or path.root or ".." in path.parts:
-        raise UserError(f"{info.filename!r} in it would land outside its folder")
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise UserError(f"{info.filename!r} in it is a link or a device, not a file")
-    if info.file_size > LARGEST:
-        raise UserError(f"{info.filename!r} in it declares {info.file_size:,} bytes, more than "
-                        "any file of GLUE")
+TABLES = [f"{split}{suffix}.tsv" for split in ("train", "dev", "test")
+          for suffix in ("", "_matched", "_mismatched")]
 
 
-def extract(path: Path, task: data.Task, place: Path) -> None:
-    """Write a task's train, dev and test files from an archive; nothing else is written.
-
-    Reading a member to its end checks its CRC.
-    """
-    dev = [name for _, name in task.dev]
-    wanted = ["train.tsv", *dev, *(name.replace("dev", "test") for name in dev)]
-    try:
-        with zipfile.ZipFile(path) as source:
-            for info in source.infolist():
-                check_member(info)
-            for name in wanted:
-                member, target = f"{task.folder}/{name}", place / name
-                if member in source.namelist():
-                    with source.open(member) as file, naming(target), open(target, "wb") as out:
-                        while chunk := file.read(1 << 20):
-                            out.write(chunk)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        raise UserError(f"broken archive ({error})") from None
+def extract(archive: Path, task: str, folder: Path) -> None:
+    """Unpack the task's tables into folder/TASK; no other member is opened."""
+    wanted = {f"{task}/{table}" for table in TABLES}
+    with naming(folder), zipfile.ZipFile(archive) as source:
+        source.extractall(folder, wanted.intersection(source.namelist()))
 
 
-def split_mrpc(folder: Path, place: Path) -> None:
-    """MRPC's text files → GLUE's: rows whose two ids are in the list are dev, the rest train."""
-    held = set(data.read_lines(folder / "mrpc_dev_ids.tsv"))
-    lines = {part: [line for line in data.read_lines(folder / f"msr_paraphrase_{part}.txt")
-                    if line] for part in ("train", "test")}
-    header, *rows = lines["train"]
-    found = {"train": [header], "dev": [header], "test": [header.replace("Quality", "index")]}
+def read_lines(path: Path) -> list[str]:
+    text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    return [line for line in text.split("\n") if line]
+
+
+def convert_mrpc(downloads: Path, target: Path) -> None:
+    """MRPC's text files → GLUE's tables: pairs on the list of ids are dev, the others train."""
+    dev_ids = set(read_lines(downloads / "mrpc_dev_ids.tsv"))
+    header, *rows = read_lines(downloads / "msr_paraphrase_train.txt")
+    tables = {"train": [header], "dev": [header], "test": [header.replace("Quality", "index")]}
     for row in rows:
         ids = "\t".join(row.split("\t")[1:3])
-        found["dev" if ids in held else "train"].append(row)
-    for i, row in enumerate(lines["test"][1:]):  # GLUE's test rows have a number, and no label
-        found["test"].append("\t".join([str(i), *row.split("\t")[1:]]))
-    for part, text in found.items():
-        write_atomically(place / f"{part}.tsv", "\n".join(text) + "\n")
+        tables["dev" if ids in dev_ids else "train"].append(row)
+    _, *rows = read_lines(downloads / "msr_paraphrase_test.txt")
+    for i, row in enumerate(rows):  # GLUE's test rows have a number in place of the label
+        tables["test"].append("\t".join([str(i), *row.split("\t")[1:]]))
+    for split, lines in tables.items():
+        write_atomically(target / f"{split}.tsv", "\n".join(lines) + "\n")
 
 
-def check_rows(task: data.Task, folder: Path, published: dict[str, int]) -> None:
-    """Read every row, which checks columns and labels, and compare the number of rows.
-
-    A published count is of usable rows: those without a gold label are in no one's count, and
-    QQP-clean.zip has already lost the malformed ones of the first release.
-    """
-    for split, n in published.items():
-        path = data.file_of(task, folder, split)
-        rows = squad.read(path) if task.span else data.read_file(task, path)
-        if len(rows) != n:
-            raise UserError(f"{path.name} has {len(rows):,} rows, but {n:,} are published")
-
-
-def make(task: data.Task, source: Source, folder: Path) -> None:
-    """Fill `folder` with the task's own folder, in the official layout."""
-    place = folder / task.folder
-    place.mkdir()
-    for file in source.files:
-        fetch(file, (place if task.span else folder) / file.name)
-    name = source.files[0].name
-    try:
-        if name.endswith(".zip"):
-            extract(folder / name, task, place)
-        elif not task.span:
-            split_mrpc(folder, place)
-        check_rows(task, folder, source.rows)
-    except UserError as error:
-        raise UserError(f"{source.files[0].address()}: {error}") from None
-    for path in folder.iterdir():
-        if path.is_file():
-            path.unlink()  # the archive and MRPC's texts have served
-
-
-def data_folder(task_name: str) -> Path:
-    """The folder that holds the task's official files, say MNLI/; fetched on the first call.
-
-    UserError, with the address, when the files cannot be fetched or are not what is published.
-    """
-    task, source = data.TASKS[task_name], SOURCES[task_name]
-
-    def make_or_tell(folder: Path) -> None:
+def make(task: str, folder: Path) -> None:
+    """Download the files of a task and unpack them into folder/TASK."""
+    downloads, files = folder / "downloads", files_of(task)
+    downloads.mkdir()
+    for file in files:
         try:
-            make(task, source, folder)
+            fetch(file, downloads / file.name)
         except UserError as error:
-            names = " and ".join(data.file_of(task, folder, split).name for split in source.rows)
-            raise UserError(f"{error}; try again, or put {names} into DIR/{task.folder} by hand "
-                            "and give --data DIR") from None
+            raise UserError(f"{error}; try again, or put the official files into DIR/{task} "
+                            "yourself and give --data DIR") from None
+    if task == "SQuAD":
+        downloads.rename(folder / task)
+        return
+    if task == "MRPC":
+        convert_mrpc(downloads, folder / task)
+    else:
+        extract(downloads / files[0].name, task, folder)
+    shutil.rmtree(downloads)
 
-    return cached(f"official-{task_name}", [], repr(source), make_or_tell)
+
+def name_and_key(task: str) -> tuple[str, str]:
+    """For the cache. The number goes up when make() writes something else from the same files."""
+    return f"official-{task}", " ".join(["1", *(file.sha256 for file in files_of(task))])
 
 
-# ------------------------------------------------------------------------------- the Hub
+def is_there(task: str) -> bool:
+    """Whether official_files(task) would find the files in the cache."""
+    return cache_path(*name_and_key(task)).exists()
 
-HUB_FILES = ("config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json",
-             "special_tokens_map.json")
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there
+
+def official_files(task: str) -> Path:
+    """The folder that holds TASK/, such as MNLI/, with the official files, fetched on first use.
+
+    UserError, with the address, if they cannot be fetched or are not the published ones.
+    """
+    return cached(*name_and_key(task), lambda folder: make(task, folder))
+
+
+# --------------------------------------------------------------------------------- the Hub
+
+MODEL_FILES = ("config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json",
+               "special_tokens_map.json")
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that exists is used
 
 
 def explain(name: str, error: Exception) -> str:
-    """What went wrong at the Hub, and the mend, in one line."""
+    """What went wrong at the Hub and how to fix it, in one line."""
     from huggingface_hub import constants, errors
 
-    causes = [error]
+    hub, causes = constants.ENDPOINT, [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
-    hub = constants.ENDPOINT
-    if isinstance(error, errors.HFValidationError):
-        return "no such folder, and not a model id either, which has the form NAME or ORG/NAME"
-    if any(isinstance(cause, errors.OfflineModeIsEnabled) for cause in causes):
-        return (f"HF_HUB_OFFLINE is set and {constants.HF_HUB_CACHE} does not hold the whole "
-                "model; unset it, or give a folder")
-    if any(isinstance(cause, errors.GatedRepoError) for cause in causes):
-        return (f"access is restricted; ask for it at {hub}/{name}, then log in with "
-                "`hf auth login` or set HF_TOKEN")
-    if any(isinstance(cause, errors.RepositoryNotFoundError) for cause in causes):
-        return (f"no such folder, and {hub} has no such model, or a private one; check the name, "
-                "or set HF_TOKEN")
-    said = str(causes[-1]).strip().splitlines() or [type(causes[-1]).__name__]
-    return f"could not be fetched from {hub} ({said[0]}); try again, or give a folder"
+    known = {  # a restricted model counts as not found, too, so it comes first
+        errors.HFValidationError: "no such folder, and a model id has the form NAME or ORG/NAME",
+        errors.OfflineModeIsEnabled:
+            f"HF_HUB_OFFLINE is set and {constants.HF_HUB_CACHE} does not hold the whole model; "
+            "unset it, or give a folder",
+        errors.GatedRepoError:
+            f"access is restricted; ask for it at {hub}/{name}, then log in with `hf auth login` "
+            "or set HF_TOKEN",
+        errors.RepositoryNotFoundError:
+            f"no such folder, and {hub} has no such model, or a private one; check the name, or "
+            "set HF_TOKEN",
+    }
+    for kind, message in known.items():
+        if any(isinstance(cause, kind) for cause in causes):
+            return message
+    reason = str(causes[-1]).strip().splitlines() or [type(causes[-1]).__name__]
+    return f"could not be fetched from {hub} ({reason[0]}); try again, or give a folder"
+
+
+def model_is_there(name: str) -> bool:
+    """Whether the config and weights of a model are in huggingface_hub's cache; no network.
+
+    UserError if `name` is not a model id.
+    """
+    from huggingface_hub import errors, try_to_load_from_cache  # slow to import
+
+    try:
+        config, *weights = [isinstance(try_to_load_from_cache(name, file), str)
+                            for file in ("config.json", *WEIGHTS)]
+    except errors.HFValidationError as error:
+        raise UserError(f"--model {name}: {explain(name, error)}") from None
+    return config and any(weights)
 
 
 def model_folder(name: str) -> Path:
     """The folder of a model of the Hub, NAME or ORG/NAME, in huggingface_hub's cache.
 
-    Only the files that bert.load and data.load_tokenizer read are fetched. UserError, with the
-    name, for a wrong form, an unknown or restricted model, and for failures on the way.
+    Fetches only the files that loading a model and its tokenizer reads. UserError, with the name,
+    for a malformed id, an unknown or restricted model, and a failed download.
     """
-    from huggingface_hub import snapshot_download  # slow to import, and needed here alone
+    from huggingface_hub import snapshot_download  # slow to import
 
     for weights in WEIGHTS:
         try:
-            folder = Path(snapshot_download(name, allow_patterns=[*HUB_FILES, weights]))
+            folder = Path(snapshot_download(name, allow_patterns=[*MODEL_FILES, weights]))
         except Exception as error:  # the library and those below it raise many kinds
             raise UserError(f"--model {name}: {explain(name, error)}") from error
         if (folder / "config.json").exists() and (folder / weights).exists():
             return folder
-    raise UserError(f"--model {name}: it needs config.json and {' or '.join(WEIGHTS)}, and has "
-                    "not both; give another model, or a folder")
+    raise UserError(f"--model {name}: it needs config.json and {' or '.join(WEIGHTS)}, and lacks "
+                    "one of them; give another model, or a folder")

@@ -1,60 +1,62 @@
-"""Files and errors: one line for the user, files that appear whole or not at all."""
+"""Errors as one line for the user, files that appear whole or not at all, locks, and the cache."""
 
 import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 class UserError(Exception):
-    """Wrong input: the message names the thing and the mend; exit status 2."""
+    """Wrong input: the message says what is wrong and how to fix it; exit status 2."""
 
 
 class RunError(Exception):
-    """Failed while running: exit status 1."""
+    """A failure while running: exit status 1."""
 
 
-MENDS = {
-    errno.ENOSPC: "make room, then start it again (train.py with --resume)",
-    errno.EDQUOT: "make room, then start it again (train.py with --resume)",
-    errno.EROFS: "name another place",
-    errno.EACCES: "name another place, or change its permissions",
+ADVICE = {
+    errno.ENOSPC: "make room, then run the command again (train.py with --resume)",
+    errno.EDQUOT: "make room, then run the command again (train.py with --resume)",
+    errno.EROFS: "choose another place",
+    errno.EACCES: "choose another place, or change its permissions",
 }
 
-NO_MEMORY = ("out of memory; a smaller --batch-size, a shorter --max-length, or train.py's "
-             "--grad-accum need less")
-TORCH_ERRORS = {  # part of a message → what to say in its place
-    "out of memory": NO_MEMORY, "not enough memory": NO_MEMORY, "allocate memory": NO_MEMORY,
-    "onnection closed by peer": "another process of this run is gone; --resume goes on",
-    "onnection reset by peer": "another process of this run is gone; --resume goes on",
-    "NCCL": "another process of this run is gone, or cannot be reached; --resume goes on",
+NO_MEMORY = "out of memory; try a smaller --batch-size, a shorter --max-length or --grad-accum"
+TORCH_ERRORS = {  # pattern in torch's message → what to say instead
+    "(out of|not enough|allocate) memory": NO_MEMORY,
+    "onnection (closed|reset) by peer|NCCL": "lost another process of this run; try --resume",
 }
 
 
 def run_main(main) -> None:
-    """Run a command: one clear line on stderr in place of a traceback."""
-    for stream in (sys.stdout, sys.stderr):  # a terminal without λ gets a question mark
+    """Run a command; an expected error becomes one clear line on stderr, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show λ prints a question mark
         stream.reconfigure(errors="replace")
     try:
         main()
         sys.stdout.flush()
     except (UserError, RunError) as error:
         fail(str(error), 2 if isinstance(error, UserError) else 1)
-    except BrokenPipeError:  # such as python export.py RUN | head -3
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
-        fail("nobody reads the output any more", 1)
-    except (RuntimeError, MemoryError) as error:  # torch has no kinds of its own for these
-        known = next((said for sign, said in TORCH_ERRORS.items() if sign in str(error)), None)
-        if known is None and not isinstance(error, MemoryError):
-            raise
-        fail(known or NO_MEMORY, 1)
+    except BrokenPipeError:  # for example python export.py RUN | head -3
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes as it exits
+        fail("nothing reads the output any more", 1)
+    except MemoryError:
+        fail(NO_MEMORY, 1)
+    except RuntimeError as error:  # torch has no exception classes for these
+        for pattern, message in TORCH_ERRORS.items():
+            if re.search(pattern, str(error)):
+                fail(message, 1)
+        raise
     except OSError as error:
-        mend = f"; {MENDS[error.errno]}" if error.errno in MENDS else ""
-        fail(f"{error.filename or 'a file'}: {error.strerror or error}{mend}", 1)
+        advice = f"; {ADVICE[error.errno]}" if error.errno in ADVICE else ""
+        fail(f"{error.filename or 'a file'}: {error.strerror or error}{advice}", 1)
     except KeyboardInterrupt:
         print("\n" * sys.stderr.isatty() + "stopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
@@ -65,21 +67,27 @@ def fail(message: str, status: int):
     sys.exit(status)
 
 
+# ---------------------------------------------------------------------- reading and writing
+
+
 def check_writable(path: Path, file: bool = False) -> None:
-    """UserError unless `path`, a folder or a file, could be made or written to; makes nothing."""
+    """UserError if the folder `path`, or with `file` the file, could not be written.
+
+    Creates nothing.
+    """
     if file and path.is_dir():
         raise UserError(f"{path}: is a folder; name a file")
-    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-    if there.is_file() and there != path.absolute():
-        raise UserError(f"{path}: {there} is a file, not a folder; name another place")
-    if not os.access(there, os.W_OK):
-        raise UserError(f"{path}: {there} cannot be written to; name another place, or change its "
-                        "permissions")
+    nearest = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if nearest.is_file() and nearest != path.absolute():
+        raise UserError(f"{path}: {nearest} is a file, not a folder; choose another place")
+    if not os.access(nearest, os.W_OK):
+        raise UserError(f"{path}: {nearest} cannot be written to; choose another place, or change "
+                        "its permissions")
 
 
 @contextmanager
 def naming(path: Path):
-    """An error while writing says where, which Python's own does not."""
+    """Make write errors name the file; those of write() and flush() do not."""
     try:
         yield
     except OSError as error:
@@ -103,14 +111,14 @@ def write_atomically(path: str | Path, data: str | bytes) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """What a killed process was writing there; only for one that has the folder to itself."""
+    """Remove what a killed process left half written; only while no other is writing there."""
     for part in folder.glob(".*.part"):
         shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 
 @contextmanager
 def whole_folder(folder: Path):
-    """A folder to fill beside `folder`, which then takes its place: complete or not at all."""
+    """Yield a folder to fill beside `folder`, then rename it to that: complete or not at all."""
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -127,19 +135,51 @@ def read_json(path: str | Path) -> dict:
     try:
         with open(path, encoding="utf-8-sig") as file:
             value = json.load(file)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: broken JSON ({error.msg})") from None
-    except (RecursionError, ValueError) as error:  # nested too deeply; thousands of digits
+    except (RecursionError, ValueError) as error:  # deep nesting; numbers with thousands of digits
         raise UserError(f"{path}: broken JSON ({error})") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: a JSON object is expected")
+        raise UserError(f"{path}: not a JSON object")
     return value
+
+
+# ------------------------------------------------------------------------ locks and the cache
+#
+# The operating system frees a lock when its process dies, so a kill blocks nobody.
+
+
+@contextmanager
+def locked(path: Path):
+    """Wait for the lock on `path`, then hold it; PATH.lock stays behind for the next process."""
+    check_writable(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        yield
+
+
+def hold(path: Path, taken: str) -> FileLock:
+    """Lock the file `path` until let_go(lock); UserError(taken) if another process has it."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(taken) from None
+    return lock
+
+
+def let_go(lock: FileLock) -> None:
+    """Release a lock from hold() and remove its file.
+
+    The file goes first: once released, it may already be another process's lock.
+    """
+    with suppress(PermissionError):  # Windows: release() removes the file
+        Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
 
 
 def cache_folder() -> Path:
@@ -147,46 +187,19 @@ def cache_folder() -> Path:
     return Path(os.environ.get("MOVEMENT_CACHE") or "~/.cache/movement-pruning").expanduser()
 
 
-@contextmanager
-def locked(folder: Path):
-    """Hold `folder`.lock while making `folder`, so that a second process waits, then finds it."""
-    check_writable(folder.parent)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(folder.name + ".lock"), "w") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except ImportError:  # Windows: no lock, so two processes should not begin there at once
-            pass
-        yield
+def cache_path(name: str, key: str) -> Path:
+    """The folder that cached(name, key, …) finds or makes, whether or not it exists yet."""
+    return cache_folder() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
-def hold(path: Path, taken: str):
-    """An open lock file that only one process can have; UserError(taken) for a second one."""
-    file = open(path, "w")
-    try:
-        import fcntl
+def cached(name: str, key: str, make) -> Path:
+    """The folder cache_path(name, key), filled by `make(folder)` if it is not there yet.
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # Windows: no lock
-        pass
-    except OSError:
-        file.close()
-        raise UserError(taken) from None
-    return file
-
-
-def cached(name: str, sources: list[str], settings: str, make) -> Path:
-    """The cache folder NAME-KEY, made by `make(folder)` if it is not there yet.
-
-    The key changes with the source files and settings that made it. The folder appears complete
-    or not at all, and a second process waits for the first.
+    `key` holds everything that decides the content: sizes, seeds, steps, and a version number that
+    goes up when code changes it. The folder appears complete or not at all; a second process
+    waits for the first.
     """
-    key = hashlib.sha256(settings.encode())
-    for source in sources:
-        key.update((Path(__file__).parent.parent / source).read_bytes())
-    folder = cache_folder() / f"{name}-{key.hexdigest()[:12]}"
+    folder = cache_path(name, key)
     with locked(folder):
         if not folder.exists():
             with whole_folder(folder) as part:

@@ -12,6 +12,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+os.environ["PYTHONPATH"] = str(ROOT)  # python -m tools.sweep, from any folder
+
+
+def argv(program, *words) -> list[str]:
+    """The command that runs train.py, or a module such as tools.sweep."""
+    place = [str(ROOT / program)] if program.endswith(".py") else ["-m", program]
+    return [sys.executable, *place, *map(str, words)]
 
 
 def named_by(variable: str) -> Path:
@@ -48,9 +55,6 @@ def command(cache):
     """Run one of the programs as a user does → the finished process, its output as text."""
 
     def run(*words, **options):
-        program = [str(ROOT / words[0])] if words[0].endswith(".py") else ["-m", words[0]]
-        env = {**os.environ, "PYTHONPATH": str(ROOT)} | (options.pop("env", None) or {})
-        return subprocess.run([sys.executable, *program, *map(str, words[1:])], env=env,
-                              capture_output=True, text=True, **options)
+        return subprocess.run(argv(*words), capture_output=True, text=True, **options)
 
     return run

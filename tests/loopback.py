@@ -5,7 +5,7 @@ import threading
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves server.files; server.moods[path] holds what goes wrong, one word a request."""
+    """Serves server.files; server.moods[path] lists what goes wrong, one word for each request."""
 
     def log_message(self, *_):
         pass
@@ -21,15 +21,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         path = self.path.partition("?")[0]
         self.server.asked.append(path)
+        self.server.authorization = self.headers["Authorization"]
         moods = self.server.moods.get(path, [])
         mood = moods.pop(0) if moods else ""
         code, headers, body = self.server.answer(path)
+        sized = headers | {"Content-Length": len(body)}
         if mood.isdigit():
             self.send(int(mood), {"Content-Length": 0})
         elif mood == "cut":
-            self.send(code, headers | {"Content-Length": len(body)}, body[: len(body) // 2])
+            self.send(code, sized, body[: len(body) // 2])
         elif mood == "cut at once":
-            self.send(code, headers | {"Content-Length": len(body)})
+            self.send(code, sized)
         elif mood == "drop":
             pass  # the connection closes without an answer
         elif mood == "longer":
@@ -37,10 +39,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif mood == "no length":
             self.send(code, headers, body)
         elif mood == "hang":
-            self.send(code, headers | {"Content-Length": len(body)}, body[:10])
+            self.send(code, sized, body[:10])
             self.server.released.wait(300)
         else:
-            self.send(code, headers | {"Content-Length": len(body)}, body)
+            self.send(code, sized, body)
 
     do_HEAD = do_GET
 

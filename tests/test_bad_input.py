@@ -131,9 +131,9 @@ def together(*changes):
 UP = "bert.encoder.layer.0.intermediate.dense.weight"
 TENSOR = {"weight": torch.ones(2, 2)}
 MODELS = {  # change, further words, what is said
-    "no config": (put("model/config.json", None), "model/config.json: no such file"),
+    "no config": (put("model/config.json", None), "model/config.json: No such file"),
     "broken config": (put("model/config.json", '{"vocab_size": 11'), "config.json:1: broken JSON"),
-    "config is a list": (put("model/config.json", "[]"), "config.json: a JSON object is"),
+    "config is a list": (put("model/config.json", "[]"), "config.json: not a JSON object"),
     "config is a folder": (together(put("model/config.json", None), put("model/config.json/x", "")),
                            "config.json: Is a directory"),
     "no weights": (put("model/model.safetensors", None), "no model.safetensors"),
@@ -237,7 +237,7 @@ RUN = {  # command, change to run/, what is said
                                 put("x.tsv", "text\nb\n"), "x.tsv:1: no column 'sentence'"),
     "export: broken run.json": (["export.py", "run"], put("run/run.json", "[1]"), "a JSON object"),
     "export: cut weights": (["export.py", "run"], put("run/model.safetensors", "x"), "not weights"),
-    "export: no run": (["export.py", "model"], put("x", ""), "model/run.json: no such file"),
+    "export: no run": (["export.py", "model"], put("x", ""), "model/run.json: No such file"),
     "resume: broken metrics": (["train.py", "--resume", "--output", "run"],
                                put("run/metrics.json", "{"), "metrics.json:1: broken JSON"),
     "resume: foreign metrics": (["train.py", "--resume", "--output", "run"],

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from conftest import ROOT
+from conftest import argv
 from tiny import digests, write_data, write_model
 
 import compact
@@ -37,8 +37,8 @@ SWEEP = [*WORDS, "--methods", "movement,magnitude", "--steps", "20", "--csv", "r
 
 def start(folder, program, *words):
     return subprocess.Popen(
-        [sys.executable, str(ROOT / program), *words], cwd=folder, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, start_new_session=True)
+        argv(program, *words), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, start_new_session=True)
 
 
 def finish(folder, program, *words):
@@ -85,7 +85,7 @@ def in_use(lock):
     """Does a process hold it still, a moment after?"""
     time.sleep(0.2)
     try:
-        files.hold(lock, "").release()
+        files.let_go(files.hold(lock, ""))
     except files.UserError:
         return True
     return False
