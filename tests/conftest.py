@@ -17,8 +17,8 @@ os.environ["PYTHONPATH"] = str(ROOT)  # python -m tools.sweep, from any folder
 
 def argv(program, *words) -> list[str]:
     """The command that runs train.py, or a module such as tools.sweep."""
-    place = [str(ROOT / program)] if program.endswith(".py") else ["-m", program]
-    return [sys.executable, *place, *map(str, words)]
+    script = [str(ROOT / program)] if program.endswith(".py") else ["-m", program]
+    return [sys.executable, *script, *map(str, words)]
 
 
 def named_by(variable: str) -> Path:
