@@ -88,15 +88,13 @@ def per_class(task: data.Task, predicted: np.ndarray, labels: np.ndarray) -> str
 
 def write_predictions(args, model, task, tokenizer, s, order) -> None:
     """FOLDER/predictions-NAME: GLUE's submission layout (index, prediction), or SQuAD's JSON."""
+    rows = data.read_file(task, args.predict, labelled=False)
+    features = data.encode(task, rows, tokenizer, s["max_length"], s["doc_stride"])
     if task.span:
-        rows = squad.read(args.predict)
-        features = train.encode(task, rows, tokenizer, s)
         out = args.folder / f"predictions-{args.predict.stem}.json"
         write_json(out, squad.decode(rows, features, train.predict(model, features, s))[0])
     else:
-        rows = data.read_unlabelled(task, args.predict)
-        logits = np.stack(distill.reorder(
-            train.predict(model, train.encode(task, rows, tokenizer, s), s), order))  # (rows, C)
+        logits = np.stack(distill.reorder(train.predict(model, features, s), order))  # (rows, C)
         said = ([task.labels[c] for c in logits.argmax(1)] if task.labels
                 else [f"{v:.3f}" for v in logits[:, 0].clip(0, 5)])
         lines = ["index\tprediction", *(f"{i}\t{value}" for i, value in enumerate(said))]
@@ -120,7 +118,8 @@ def prepare(args):
 def held_rows(s: dict, task: data.Task, tokenizer) -> dict:
     """Evaluation split → (rows, features)."""
     _, splits = train.load_rows(s, task, training=False)
-    return {k: (r, train.encode(task, r, tokenizer, s)) for k, r in splits.items()}
+    return {k: (r, data.encode(task, r, tokenizer, s["max_length"], s["doc_stride"]))
+            for k, r in splits.items()}
 
 
 def main() -> None:

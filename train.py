@@ -47,32 +47,20 @@ def data_folder(name: str, task_name: str) -> Path:
     return Path(name)
 
 
-def read(task: data.Task, folder: Path, split: str):
-    """Rows of GLUE, or questions of SQuAD; `split` as in data.read."""
-    return squad.read(data.file_of(task, folder, split)) if task.span else data.read(
-        task, folder, split)
-
-
 def load_rows(s: dict, task: data.Task, training: bool = True):
     """Training rows (None if they are not wanted), and evaluation rows by split. All is read and
     checked before rows are drawn."""
     folder = data_folder(s["data"], s["task"])
-    train = read(task, folder, "train") if training or s["held_out"] else None
+    train = data.read(task, folder, "train") if training or s["held_out"] else None
     if s["held_out"]:
         order = np.random.default_rng(0).permutation(len(train))
         cut = max(1, round(s["held_out"] * len(train)))
         held = {"": train.take(np.sort(order[:cut]))}
         train = train.take(np.sort(order[cut:]))
     else:
-        held = {split: read(task, folder, split) for split, _ in task.dev}
+        held = {split: data.read(task, folder, split) for split in task.dev}
     train = data.draw(train, s["max_train_rows"]) if training else None
     return train, {split: data.draw(rows, s["max_eval_rows"]) for split, rows in held.items()}
-
-
-def encode(task: data.Task, rows, tokenizer, s: dict, training: bool = False) -> data.Features:
-    if task.span:
-        return squad.encode(rows, tokenizer, s["max_length"], s["doc_stride"], training=training)
-    return data.encode_cached(rows, tokenizer, s["max_length"])
 
 
 def model_folder(name: str) -> Path:
@@ -263,8 +251,9 @@ def prepare(s: dict):
     task = data.TASKS[s["task"]]
     rows, splits = load_rows(s, task)
     model, tokenizer, folder, fresh = load_model(s, task)
-    features = encode(task, rows, tokenizer, s, training=True)
-    held = {k: (r, encode(task, r, tokenizer, s)) for k, r in splits.items()}
+    lengths = s["max_length"], s["doc_stride"]
+    features = data.encode(task, rows, tokenizer, *lengths, training=True)
+    held = {k: (r, data.encode(task, r, tokenizer, *lengths)) for k, r in splits.items()}
     return task, rows, features, held, model, tokenizer, folder, fresh
 
 

@@ -27,7 +27,6 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 import data
-from support import squad
 from support.files import UserError, cached, naming, write_atomically
 
 # ------------------------------------------------------------------------------- sources
@@ -196,13 +195,11 @@ def extract(path: Path, task: data.Task, place: Path) -> None:
 
     Reading a member to its end checks its CRC.
     """
-    dev = [name for _, name in task.dev]
-    wanted = ["train.tsv", *dev, *(name.replace("dev", "test") for name in dev)]
     try:
         with zipfile.ZipFile(path) as source:
             for info in source.infolist():
                 check_member(info)
-            for name in wanted:
+            for name in data.file_names(task):
                 member, target = f"{task.folder}/{name}", place / name
                 if member in source.namelist():
                     with source.open(member) as file, naming(target), open(target, "wb") as out:
@@ -236,7 +233,7 @@ def check_rows(task: data.Task, folder: Path, published: dict[str, int]) -> None
     """
     for split, n in published.items():
         path = data.file_of(task, folder, split)
-        rows = squad.read(path) if task.span else data.read_file(task, path)
+        rows = data.read_file(task, path)
         if len(rows) != n:
             raise UserError(f"{path.name} has {len(rows):,} rows, but {n:,} are published")
 

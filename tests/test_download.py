@@ -111,7 +111,7 @@ def refusal(task_name="cola"):
 def test_the_table_has_every_task_with_its_splits_and_plausible_files():
     assert download.SOURCES.keys() == data.TASKS.keys()
     for name, source in download.SOURCES.items():
-        assert list(source.rows) == ["train", *dict(data.TASKS[name].dev)]
+        assert list(source.rows) == ["train", *data.TASKS[name].dev]
         for file in source.files:
             assert re.fullmatch("[0-9a-f]{64}", file.sha256) and file.size > 0
     digests = [file.sha256 for source in download.SOURCES.values() for file in source.files]
@@ -154,8 +154,8 @@ def test_archives_become_folders_that_data_reads(server, monkeypatch, name):
     publish(server, monkeypatch, name, {file: zipped(members(task.folder))})
     folder = download.data_folder(name)
     assert len(data.read(task, folder, "train")) == 3
-    assert all(len(data.read(task, folder, split)) == 2 for split, _ in task.dev)
-    wanted = {"train.tsv", *dict(task.dev).values()}
+    assert all(len(data.read(task, folder, split)) == 2 for split in task.dev)
+    wanted = {"train.tsv", *task.dev.values()}
     wanted |= {name.replace("dev", "test") for name in wanted}
     assert {path.name for path in (folder / task.folder).iterdir()} == wanted
     assert [path.name for path in folder.iterdir()] == [task.folder]  # the archive is gone
