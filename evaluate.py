@@ -265,7 +265,7 @@ def per_class(task: data.Task, predictions: np.ndarray, labels: np.ndarray) -> s
 def write_predictions(args, model, task, tokenizer, settings, order) -> None:
     """FOLDER/predictions-NAME in the layout of GLUE's server (index, prediction), or SQuAD's."""
     out = args.folder / f"predictions-{args.predict.stem}.{'json' if task.span else 'tsv'}"
-    rows = squad.read(args.predict) if task.span else data.read_unlabelled(task, args.predict)
+    rows = data.read_file(task, args.predict, labelled=False)
     features = encode(task, rows, tokenizer, settings)
     logits = distill.reorder(predict(model, features, settings), order)
     if task.span:

@@ -124,7 +124,7 @@ def make(folder: Path, layers: int, width: int, steps: int) -> None:
     texts = list(sample_data.pretraining_text(DOCUMENTS))
     tokenizer = train_tokenizer([" ".join(text) for text in texts])
     rows = data.Rows(texts, np.zeros(len(texts), dtype=np.int64))
-    model = train(data.encode(rows, tokenizer, 64), tokenizer, layers, width, steps)
+    model = train(data.encode_texts(rows, tokenizer, 64), tokenizer, layers, width, steps)
     bert.save(model, folder)
     write_atomically(folder / "tokenizer.json", tokenizer.to_str())
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])

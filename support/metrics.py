@@ -1,6 +1,7 @@
-"""GLUE's official metrics (Wang et al. 2018, Table 1).
+"""GLUE's official metrics (Wang et al. 2018, arXiv 1804.07461, Table 1).
 
-Each takes predictions and labels, both of shape (rows,), and gives values of 0 to 100.
+Each takes predictions p and labels y, both (rows,), and returns {name: value}, values from 0 to
+100; pearson returns the value alone.
 """
 
 import numpy as np
@@ -11,7 +12,7 @@ def accuracy(p, y):
 
 
 def f1(p, y):
-    """F1 of the positive class, 1; zero where nothing is right."""
+    """F1 of class 1; zero if nothing of it is predicted right."""
     right = np.sum((p == 1) & (y == 1))
     return {"f1": 100 * 2 * float(right) / max(1.0, float(np.sum(p == 1) + np.sum(y == 1)))}
 
@@ -21,12 +22,12 @@ def accuracy_and_f1(p, y):
 
 
 def matthews(p, y):
-    """Matthews' correlation, which is Pearson's for two binary variables."""
+    """Matthews correlation, which for two classes is Pearson's of the class numbers."""
     return {"matthews_correlation": pearson(p, y)}
 
 
 def pearson(p, y):
-    """Zero where either is constant, as there is no correlation to speak of."""
+    """Zero if either is constant, where the correlation is undefined."""
     if np.ptp(p) == 0 or np.ptp(y) == 0:
         return 0.0
     p, y = p - np.mean(p, dtype=np.float64), y - np.mean(y, dtype=np.float64)
@@ -34,9 +35,9 @@ def pearson(p, y):
 
 
 def ranks(x):
-    """Ranks from 1, ties sharing their mean rank."""
+    """Ranks from 1; equal values share their mean rank."""
     _, where, counts = np.unique(x, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
+    last = np.cumsum(counts)  # (different values,)
     return (last - (counts - 1) / 2)[where]
 
 

@@ -53,14 +53,14 @@ def test_metrics_equal_scikit_learn_and_scipy(n, seed):
     assert metrics.f1(p, y)["f1"] == pytest.approx(100 * theirs.f1_score(y, p, zero_division=0))
     assert metrics.matthews(p, y)["matthews_correlation"] == pytest.approx(
         100 * theirs.matthews_corrcoef(y, p))
-    # STS-B: labels in steps of 0.2, so with ties; predictions near a constant, and with ties too
+    # like STS-B: labels in steps of 0.2, and predictions near a constant; both with ties
     y = (rng.integers(0, 26, n) / 5).astype(np.float32)
     p = (2.5 + 1e-3 * (y - 2.5) + 1e-3 * rng.standard_normal(n).round(seed)).astype(np.float32)
     y[:2], p[:2] = (5.0, 1.0), (2.0, 2.5)
-    found = metrics.pearson_and_spearman(p, y)
-    assert found["pearson"] == pytest.approx(
-        100 * stats.pearsonr(p.astype(float), y.astype(float)).statistic)
-    assert found["spearman"] == pytest.approx(100 * stats.spearmanr(p, y).statistic)
+    pearson = stats.pearsonr(p.astype(float), y.astype(float)).statistic
+    spearman = stats.spearmanr(p, y).statistic
+    assert metrics.pearson_and_spearman(p, y) == pytest.approx(
+        {"pearson": 100 * pearson, "spearman": 100 * spearman})
 
 
 @pytest.mark.parametrize("p", [np.zeros(7, int), np.ones(7, int)])
@@ -77,8 +77,8 @@ def test_constant_predictions(p):
 
 
 def test_tokens_by_hand(tokenizer):
-    f = data.encode(rows_of("A b|c", "abx", "a b c d|d c b a", "|"), tokenizer, 8)
-    #          [CLS] a b [SEP] c [SEP] | [CLS] ab ##x [SEP] | 4 and 4 cut to 2 and 3 | nothing
+    f = data.encode_texts(rows_of("A b|c", "abx", "a b c d|d c b a", "|"), tokenizer, 8)
+    # [CLS] a b [SEP] c [SEP] | [CLS] ab ##x [SEP] | 4 and 4 tokens cut to 2 and 3 | two empty texts
     assert f.ids.tolist() == [2, 5, 6, 3, 7, 3, 2, 10, 9, 3, 2, 5, 6, 3, 8, 7, 6, 3, 2, 3, 3]
     assert f.starts.tolist() == [0, 6, 10, 18, 21]
     assert f.lengths.tolist() == [6, 4, 8, 3] and f.first.tolist() == [4, 4, 4, 2]
@@ -87,12 +87,12 @@ def test_tokens_by_hand(tokenizer):
 
 def test_no_room_for_text(tokenizer):
     with pytest.raises(UserError, match="--max-length 2"):
-        data.encode(rows_of("a|b"), tokenizer, 2)
-    assert data.encode(rows_of("a|b"), tokenizer, 3).ids.tolist() == [2, 3, 3]
+        data.encode_texts(rows_of("a|b"), tokenizer, 2)
+    assert data.encode_texts(rows_of("a|b"), tokenizer, 3).ids.tolist() == [2, 3, 3]
 
 
 def test_a_batch_by_hand(tokenizer):
-    f = data.encode(rows_of("a b|c", "d", "c c c|a"), tokenizer, 8)
+    f = data.encode_texts(rows_of("a b|c", "d", "c c c|a"), tokenizer, 8)
     batch = data.collate(f, np.array([1, 0]))
     assert batch["input_ids"].tolist() == [[2, 8, 3, 0, 0, 0], [2, 5, 6, 3, 7, 3]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0, 0], [1] * 6]
@@ -102,13 +102,14 @@ def test_a_batch_by_hand(tokenizer):
 
 def test_padding_is_the_tokenizers_own(tmp_path):
     words = ["a", "[CLS]", "[SEP]", "[UNK]", "[PAD]"]
-    f = data.encode(rows_of("a", "a a"), data.load_tokenizer(vocabulary(tmp_path / "v", words)), 9)
+    tokenizer = data.load_tokenizer(vocabulary(tmp_path / "v", words))
+    f = data.encode_texts(rows_of("a", "a a"), tokenizer, 9)
     assert data.collate(f, np.array([0, 1]))["input_ids"].tolist() == [[1, 0, 2, 4], [1, 0, 0, 2]]
 
 
 def test_the_tokenizer_is_left_as_it_was(tokenizer):
     before = tokenizer.to_str()
-    data.encode(rows_of("a b c|d"), tokenizer, 4)
+    data.encode_texts(rows_of("a b c|d"), tokenizer, 4)
     assert tokenizer.to_str() == before
     assert len(tokenizer.encode("a " * 600)) == 602
 
@@ -128,14 +129,14 @@ def test_vocabulary_files_equal_transformers(config, tmp_path):
     folder = vocabulary(tmp_path / "v", WORDS[:5] + PIECES, **config)
     theirs = transformers.BertTokenizer.from_pretrained(folder)
     ours = data.load_tokenizer(folder).encode(TEXT, "the THE")
-    found = theirs(TEXT, "the THE")
-    assert ours.ids == found["input_ids"] and ours.type_ids == found["token_type_ids"]
-    theirs.save_pretrained(tmp_path / "again")  # with a tokenizer.json
+    expected = theirs(TEXT, "the THE")
+    assert ours.ids == expected["input_ids"] and ours.type_ids == expected["token_type_ids"]
+    theirs.save_pretrained(tmp_path / "again")  # which writes a tokenizer.json
     assert (tmp_path / "again" / "tokenizer.json").exists()
     assert data.load_tokenizer(tmp_path / "again").encode(TEXT, "the THE").ids == ours.ids
 
 
-def test_capitals_in_a_vocabulary_decide_where_nothing_else_does(tmp_path):
+def test_a_vocabulary_with_capitals_is_cased_unless_the_config_says_otherwise(tmp_path):
     tokens = {}
     for name, words in {"cased": PIECES, "uncased": [p for p in PIECES if p == p.lower()]}.items():
         folder = vocabulary(tmp_path / name, WORDS[:5] + words)
@@ -150,15 +151,16 @@ def test_real_tokenizer_equals_transformers(real_model, tmp_path):
     (tmp_path / "vocab.txt").write_bytes((real_model / "vocab.txt").read_bytes())
     a, b = [TEXT * 9, TEXT, "x"], ["A second text.", "", TEXT * 20]
     for folder in (real_model, tmp_path):  # tokenizer.json, which pads to 128; vocab.txt alone
-        f = data.encode(data.Rows(list(zip(a, b)), np.zeros(3)), data.load_tokenizer(folder), 128)
-        found = theirs(a, b, truncation="longest_first", max_length=128)
+        rows = data.Rows(list(zip(a, b)), np.zeros(3))
+        f = data.encode_texts(rows, data.load_tokenizer(folder), 128)
+        expected = theirs(a, b, truncation="longest_first", max_length=128)
         for i in range(3):
             batch = data.collate(f, np.array([i]))
-            assert batch["input_ids"][0].tolist() == found["input_ids"][i]
-            assert batch["token_type_ids"][0].tolist() == found["token_type_ids"][i]
+            assert batch["input_ids"][0].tolist() == expected["input_ids"][i]
+            assert batch["token_type_ids"][0].tolist() == expected["token_type_ids"][i]
 
 
-TOKENIZERS = {
+REFUSED = {  # files, part of the message
     "nothing there": ({}, "neither tokenizer.json nor vocab.txt"),
     "no [PAD]": ({"vocab.txt": "[UNK]\n[CLS]\n[SEP]\na\n"}, "[PAD]"),
     "no [SEP]": ({"vocab.txt": "[PAD]\n[UNK]\n[CLS]\na\n"}, "not a tokenizer"),
@@ -174,63 +176,15 @@ TOKENIZERS = {
 }
 
 
-@pytest.mark.parametrize("case", TOKENIZERS)
+@pytest.mark.parametrize("case", REFUSED)
 def test_refused_tokenizers(case, tmp_path):
-    files, said = TOKENIZERS[case]
+    files, message = REFUSED[case]
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError) as error:
         data.load_tokenizer(tmp_path)
-    assert said in str(error.value) and str(tmp_path) in str(error.value)
+    assert message in str(error.value) and str(tmp_path) in str(error.value)
     assert "\n" not in str(error.value)
-
-
-# --------------------------------------------------------------------------------- cache
-
-
-@pytest.fixture
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("MOVEMENT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-def same(f, g):
-    return all(np.array_equal(getattr(f, n), getattr(g, n))
-               for n in ("ids", "starts", "first", "labels", "pad"))
-
-
-def test_cached_features(tokenizer, own_cache, tmp_path, monkeypatch):
-    rows = rows_of("a b|c", "d", "ab|")
-    direct = data.encode(rows, tokenizer, 8)
-    assert same(data.encode_cached(rows, tokenizer, 8), direct)
-    monkeypatch.setattr(data, "encode", lambda *args: pytest.fail("not from the cache"))
-    assert same(data.encode_cached(rows, tokenizer, 8), direct)
-    relabelled = data.Rows(rows.texts, np.array([7, 8, 9]))
-    assert data.encode_cached(relabelled, tokenizer, 8).labels.tolist() == [7, 8, 9]
-    monkeypatch.undo()
-    monkeypatch.setenv("MOVEMENT_CACHE", str(own_cache))
-    other = data.load_tokenizer(vocabulary(tmp_path / "other", [*WORDS[:5], "b", "a", "c", "d"]))
-    for rows_, tokenizer_, length in [(rows, tokenizer, 4), (rows, other, 8),
-                                      (rows_of("a b|c", "d", "a|b"), tokenizer, 8),
-                                      (rows_of("a b|c", "d", "ab"), tokenizer, 8)]:
-        assert same(data.encode_cached(rows_, tokenizer_, length),
-                    data.encode(rows_, tokenizer_, length))
-    assert len(list(own_cache.glob("*/features.npz"))) == 5
-
-
-def test_a_damaged_cache_is_made_anew(tokenizer, own_cache):
-    rows = rows_of(*["a b|c", "d", "ab|"] * 30)
-    direct = data.encode_cached(rows, tokenizer, 8)
-    [path] = own_cache.glob("*/features.npz")
-    whole = path.read_bytes()
-    middle = whole.index(direct.ids.tobytes()) + 100
-    for damaged in (b"", whole[:50], whole[:-30], whole[:middle] + b"\1" + whole[middle + 1 :],
-                    b"\x80\x04K\x01.", whole.replace(b"starts", b"parts!")):
-        path.write_bytes(damaged)
-        assert same(data.encode_cached(rows, tokenizer, 8), direct)
-        assert path.read_bytes() == whole
-    path.unlink()
-    assert same(data.encode_cached(rows, tokenizer, 8), direct)
 
 
 # ------------------------------------------------------------------------------- batches
@@ -264,30 +218,20 @@ def test_order_is_a_function_of_seed_and_epoch():
     assert order[1, 2] == np.concatenate(list(data.batches(f, 8, 1, 2))).tolist()
 
 
-@pytest.mark.parametrize("mean, spread, longest, rows", [
-    (10, 0.65, 66, 67349),  # SST-2: most are phrases
-    (38, 0.5, 128, 40000),  # MNLI
-    (50, 0.2, 128, 3668),  # MRPC: few rows
-])
+@pytest.mark.parametrize("mean, spread, longest, rows", [  # like SST-2, MNLI and MRPC
+    (10, 0.65, 66, 67349), (38, 0.5, 128, 40000), (50, 0.2, 128, 3668)])
 def test_padding_stays_under_five_percent(mean, spread, longest, rows):
     rng = np.random.default_rng(0)
     f = features_of(np.clip(rng.lognormal(np.log(mean), spread, rows), 3, longest).astype(int))
     order = list(data.batches(f, 32, seed=0, epoch=0))
     assert padding(f, order) < 0.05
     assert padding(f, np.array_split(rng.permutation(rows), rows // 32)) > 0.25
-    # still shuffled: long and short batches alternate at random, and so do the rows' numbers
+    # still shuffled: neither lengths nor row numbers of successive batches are correlated
     for x in ([f.lengths[i].mean() for i in order], [i.mean() for i in order]):
         assert abs(np.corrcoef(x[:-1], x[1:])[0, 1]) < 4 / len(order) ** 0.5
 
 
 def test_padding_on_real_rows(real_model, real_data):
     rows = data.draw(data.read(data.TASKS["sst2"], real_data, "train"), 20_000)
-    f = data.encode(rows, data.load_tokenizer(real_model), 128)
+    f = data.encode_texts(rows, data.load_tokenizer(real_model), 128)
     assert padding(f, data.batches(f, 32, seed=0, epoch=0)) < 0.05
-
-
-def test_a_batch_costs_nothing_that_grows_with_the_rows():
-    f = features_of(np.full(1000, 40))
-    data.collate(f, np.arange(32))
-    assert "lengths" not in vars(f)  # all rows' lengths: made on demand, once
-    assert f.lengths is f.lengths

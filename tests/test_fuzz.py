@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import random
-import shutil
 import sys
 import time
 from dataclasses import asdict
@@ -89,14 +88,14 @@ def test_rows(name, tmp_path):
     task = data.TASKS[name]
     header = task.header or ("index", *task.columns, task.label)
     label = "entailment" if task.labels and "entailment" in task.labels else VALUES[task.label]
-    lines = ["\t".join(header)] * (task.header is None)
+    lines = ["\t".join(header)] * (not task.header)
     for i, text in enumerate(TEXTS * 3):
         row = {"index": i} | dict.fromkeys(task.columns, text) | {task.label: label}
         lines.append("\t".join(str(row.get(column, "")) for column in header))
     path = tmp_path / "rows.tsv"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     attack(path, lambda: data.read_file(task, path), 200, 500)
-    attack(path, lambda: data.read_unlabelled(task, path), 100, 200)
+    attack(path, lambda: data.read_file(task, path, labelled=False), 100, 200)
 
 
 TINY = bert.Config(vocab_size=11, hidden_size=4, num_hidden_layers=1, num_attention_heads=2,
@@ -135,7 +134,7 @@ def test_tokenizers(name, folder):
     rows = data.Rows([(text, text) for text in TEXTS], np.zeros(len(TEXTS)))
 
     def read():
-        data.encode(rows, data.load_tokenizer(folder), 8)
+        data.encode_texts(rows, data.load_tokenizer(folder), 8)
 
     attack(folder / name, read, 200)
 
@@ -153,22 +152,6 @@ def test_questions(folder):
         squad.encode(squad.read(path), tokenizer, 20, 4, 8)
 
     attack(path, read, 200)
-
-
-def test_cached_features(folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("MOVEMENT_CACHE", str(tmp_path / "cache"))
-    rows = data.Rows([(text,) for text in TEXTS * 20], np.arange(len(TEXTS) * 20))
-    tokenizer = data.load_tokenizer(folder)
-    f = data.encode_cached(rows, tokenizer, 8)
-    [path] = tmp_path.glob("cache/*/features.npz")
-    whole, rng, end = path.read_bytes(), random.Random(SEED), time.monotonic() + SECONDS
-    for i in range(1000):
-        if i > 50 and time.monotonic() > end:
-            break
-        path.write_bytes(damage(whole, rng))
-        g = data.encode_cached(rows, tokenizer, 8)
-        assert all(np.array_equal(getattr(f, n), getattr(g, n)) for n in ("ids", "starts", "first"))
-    shutil.rmtree(tmp_path / "cache")
 
 
 # --------------------------------------------------------------------- what runs leave behind

@@ -27,7 +27,7 @@ def tokenizer(text):
 @pytest.fixture(scope="module")
 def features(text, tokenizer):
     rows = data.Rows(text, np.zeros(len(text), dtype=np.int64))
-    return data.encode(rows, tokenizer, 64)
+    return data.encode_texts(rows, tokenizer, 64)
 
 
 def test_vocabulary_is_berts_kind(tokenizer):

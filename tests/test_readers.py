@@ -1,7 +1,7 @@
-"""Readers of GLUE's files: the official layouts and their quirks, and one clear line for the rest.
-"""
+"""Reading GLUE's files: official layouts, their quirks, and errors that name file and line."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,67 +19,62 @@ def write(folder, text, name="train.tsv"):
     return path
 
 
-# The header lines of the official files, train's then test's, and a row of each.
-HEADS = {
-    "mnli": ("index promptID pairID genre sentence1_binary_parse sentence2_binary_parse "
-             "sentence1_parse sentence2_parse sentence1 sentence2 label1 gold_label",
-             "0 1 2 g p q r s A B neutral entailment", 1,
-             "index promptID pairID genre sentence1_binary_parse sentence2_binary_parse "
-             "sentence1_parse sentence2_parse sentence1 sentence2", "0 1 2 g p q r s A B"),
-    "qqp": ("id qid1 qid2 question1 question2 is_duplicate", "7 1 2 A B 1", 1,
-            "id question1 question2", "0 A B"),
-    "sst2": ("sentence label", "A 1", 1, "index sentence", "0 A"),
-    "qnli": ("index question sentence label", "0 A B not_entailment", 1,
-             "index question sentence", "0 A B"),
-    "rte": ("index sentence1 sentence2 label", "0 A B entailment", 0,
-            "index sentence1 sentence2", "0 A B"),
-    "wnli": ("index sentence1 sentence2 label", "0 A B 0", 0, "index sentence1 sentence2", "0 A B"),
-    "mrpc": ("Quality #1_ID #2_ID #1_String #2_String", "1 7 8 A B", 1,
-             "index #1_ID #2_ID #1_String #2_String", "0 7 8 A B"),
-    "cola": ("", "gj04 0 * A", 0, "index sentence", "0 A"),
-    "stsb": ("index genre filename year old_index source1 source2 sentence1 sentence2 score",
-             "0 g f y 1 s t A B 3.800", 3.8,
-             "index genre filename year old_index source1 source2 sentence1 sentence2",
-             "0 g f y 1 s t A B"),
+MNLI_TEST = ("index,promptID,pairID,genre,sentence1_binary_parse,sentence2_binary_parse,"
+             "sentence1_parse,sentence2_parse,sentence1,sentence2")
+STSB_TEST = "index,genre,filename,year,old_index,source1,source2,sentence1,sentence2"
+LAYOUTS = {  # columns of the official training file and test file; a label and how it is read
+    "mnli": (f"{MNLI_TEST},label1,gold_label", MNLI_TEST, "entailment", 1),
+    "qqp": ("id,qid1,qid2,question1,question2,is_duplicate", "id,question1,question2", "1", 1),
+    "sst2": ("sentence,label", "index,sentence", "1", 1),
+    "qnli": ("index,question,sentence,label", "index,question,sentence", "not_entailment", 1),
+    "rte": ("index,sentence1,sentence2,label", "index,sentence1,sentence2", "entailment", 0),
+    "wnli": ("index,sentence1,sentence2,label", "index,sentence1,sentence2", "0", 0),
+    "mrpc": ("Quality,#1 ID,#2 ID,#1 String,#2 String", "index,#1 ID,#2 ID,#1 String,#2 String",
+             "1", 1),
+    "cola": ("", "index,sentence", "0", 0),
+    "stsb": (f"{STSB_TEST},score", STSB_TEST, "3.800", pytest.approx(3.8)),
 }
 
 
-def tabs(line):
-    return line.replace(" ", "\t").replace("_String", " String").replace("_ID", " ID") + "\n"
+def table(task, header, label=None):
+    """A file with two rows of texts "A" and "B"."""
+    values = dict(zip(task.columns, "AB")) | {task.label: label}
+    columns = header.split(",") if header else task.header
+    row = "\t".join(values.get(column, "?") for column in columns)
+    return "\n".join([*[header.replace(",", "\t")][: len(header)], row, row, ""])
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_official_layouts(name, tmp_path):
-    header, row, label, test_header, test_row = HEADS[name]
-    head = header and tabs(header)
-    task, texts = TASKS[name], ("A", "B")[: len(TASKS[name].columns)]
-    rows = data.read_file(task, write(tmp_path, head + 2 * tabs(row)))
-    assert rows.texts == [texts] * 2 and rows.labels.tolist() == pytest.approx([label] * 2)
+    header, test_header, text, label = LAYOUTS[name]
+    task, texts = TASKS[name], 2 * [("A", "B")[: len(TASKS[name].columns)]]
+    path = write(tmp_path, table(task, header, text))
+    rows = data.read_file(task, path)
+    assert rows.texts == texts and rows.labels.tolist() == [label, label]
     assert rows.labels.dtype == (np.float32 if name == "stsb" else np.int64)
-    rows = data.read_unlabelled(task, write(tmp_path, tabs(test_header) + 2 * tabs(test_row)))
-    assert rows.texts == [texts] * 2 and rows.labels.tolist() == [0, 0]
-    # a labelled file serves as an unlabelled one
-    rows = data.read_unlabelled(task, write(tmp_path, head + tabs(row)))
-    assert rows.texts == [texts]
+    assert data.read_file(task, path, labelled=False).texts == texts
+    rows = data.read_file(task, write(tmp_path, table(task, test_header)), labelled=False)
+    assert rows.texts == texts and rows.labels.tolist() == [0, 0]
 
 
-COUNTS = {"sst2": (67349, 872), "mnli": (22560, 9815, 1000), "qqp": (19496, 4000),
-          "cola": (8551, 1043), "rte": (2490, 277), "mrpc": (3667, 408), "stsb": (5749, 1500),
-          "wnli": (635, 71), "qnli": (None, 5463)}
+def test_file_names():
+    assert data.file_names(TASKS["cola"]) == ("train.tsv", "dev.tsv", "test.tsv")
+    assert data.file_names(TASKS["mnli"]) == (
+        "train.tsv", "dev_matched.tsv", "dev_mismatched.tsv", "test_matched.tsv",
+        "test_mismatched.tsv")
+    assert data.file_names(TASKS["squad"]) == ("train-v1.1.json", "dev-v1.1.json")
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_real_rows(name, real_data):
     task = TASKS[name]
-    splits = ["train", *dict(task.dev)]
-    for split, count in zip(splits, COUNTS[name], strict=True):
-        if count is None:
-            continue
-        rows = data.read(task, real_data, split)
-        assert len(rows) == count and rows.skipped == 0
+    paths = [data.file_of(task, real_data, split) for split in ("train", *task.dev)]
+    for path in filter(Path.exists, paths):
+        rows = data.read_file(task, path)
+        lines = path.read_bytes().rstrip(b"\n").count(b"\n") + bool(task.header)
+        assert len(rows) + rows.skipped == lines
         if task.labels:
-            shares = np.bincount(rows.labels, minlength=len(task.labels)) / count
-            assert shares.min() > 0.25 and len(shares) == len(task.labels)
+            assert np.bincount(rows.labels, minlength=len(task.labels)).min() > 0.25 * len(rows)
         else:
             assert rows.labels.min() == 0 and rows.labels.max() == 5
         assert np.mean([len(text) > 5 for texts in rows.texts for text in texts]) > 0.99
@@ -92,27 +87,21 @@ def test_columns_are_found_by_name(tmp_path):
     assert rows.fingerprint == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-ODD = {
-    "quotes": ('"A "q" b"\t1\n', ['"A "q" b"']),
-    "one quote": ('A " b\t1\nC\t0\n', ['A " b', "C"]),
-    "carriage returns": ("A\t1\r\nB\t0\r\n", ["A", "B"]),
-    "no last line end": ("A\t1\nB\t0", ["A", "B"]),
-    "other line ends": ("A\x0b\x0c\x1c\x85\u2028B\rC\t1\n", ["A\x0b\x0c\x1c\x85\u2028B\rC"]),
-    "blank lines": ("A\t1\n\nB\t0\n\n\n", ["A", "B"]),
-    "an empty text": ("\t1\n", [""]),
-    "more fields": ("A\t1\tmore\n", ["A"]),
-    "zero bytes": ("A\0B\t1\n", ["A\0B"]),
-    "beyond 16 bits": ("\U0001f600 é\t1\n", ["\U0001f600 é"]),
-}
-
-
-@pytest.mark.parametrize("case", ODD)
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
-def test_odd_but_good(case, mark, tmp_path):
-    body, texts = ODD[case]
+@pytest.mark.parametrize("body, texts", [
+    ('"A "q" b"\t1\nA " b\t1\n', ['"A "q" b"', 'A " b']),
+    ("A\t1\r\nB\t0\r\n", ["A", "B"]),
+    ("A\t1\nB\t0", ["A", "B"]),
+    ("A\t1\n\nB\t0\n\n\n", ["A", "B"]),
+    ("\t1\nA\t1\tmore\n", ["", "A"]),
+    ("A\0B\x0b\x0c\x1c\x85\u2028C\rD\t1\n", ["A\0B\x0b\x0c\x1c\x85\u2028C\rD"]),
+    ("\U0001f600 é\t1\n", ["\U0001f600 é"]),
+], ids=["quotes", "carriage returns", "no last line end", "blank lines", "no text, or more fields",
+        "other line ends", "beyond 16 bits"])
+def test_odd_but_good(body, texts, mark, tmp_path):
     end = "\r\n" if "\r\n" in body else "\n"
     rows = data.read_file(TASKS["sst2"], write(tmp_path, f"{mark}sentence\tlabel{end}{body}"))
-    assert [t for (t,) in rows.texts] == texts
+    assert [text for (text,) in rows.texts] == texts
 
 
 def test_a_mark_before_a_file_without_header(tmp_path):
@@ -124,7 +113,7 @@ def test_rows_without_a_gold_label_are_counted(tmp_path):
     path = write(tmp_path, MNLI + "-\t0\tB\tg\tA\nneutral\t1\tD\tg\tC\n-\t2\tF\tg\tE\n")
     rows = data.read_file(TASKS["mnli"], path)
     assert rows.texts == [("C", "D")] and rows.skipped == 2
-    assert len(data.read_unlabelled(TASKS["mnli"], path)) == 3  # each needs a prediction
+    assert len(data.read_file(TASKS["mnli"], path, labelled=False)) == 3  # each needs a prediction
 
 
 def test_qqp_may_have_torn_rows_but_few(tmp_path):
@@ -133,15 +122,15 @@ def test_qqp_may_have_torn_rows_but_few(tmp_path):
     path = write(tmp_path, header + "1\t1\t2\tA\tB\t0\n" * 20_000 + torn)
     rows = data.read_file(TASKS["qqp"], path)
     assert len(rows) == 20_000 and rows.skipped == 2
-    with pytest.raises(UserError, match="20002: 4 fields"):  # rows to predict are all needed
-        data.read_unlabelled(TASKS["qqp"], path)
+    with pytest.raises(UserError, match="20002: 4 fields"):  # every test row needs a prediction
+        data.read_file(TASKS["qqp"], path, labelled=False)
     for body in ("1\t1\t2\tA\tB\t0\n" * 19_999 + torn, "1\t1\t2\tA\tB\t0\n" * 9 + torn):
         line = body.count("\n")
         with pytest.raises(UserError, match=f":{line}: 4 fields where 6"):
             data.read_file(TASKS["qqp"], write(tmp_path, header + body))
 
 
-BAD = {  # task, file, what is said
+BAD = {  # task, file, part of the message
     "empty": ("sst2", b"", ":1: no column 'sentence'; the columns are: none, the file is empty"),
     "empty, no header": ("cola", b"", "no labelled rows"),
     "header alone": ("sst2", b"sentence\tlabel\n", "no labelled rows"),
@@ -165,11 +154,11 @@ BAD = {  # task, file, what is said
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_files_are_named_with_their_line(case, tmp_path):
-    name, content, said = BAD[case]
+    name, content, message = BAD[case]
     path = write(tmp_path, content)
     with pytest.raises(UserError) as error:
         data.read_file(TASKS[name], path)
-    assert str(error.value).startswith(str(path)) and said in str(error.value)
+    assert str(error.value).startswith(str(path)) and message in str(error.value)
     assert "\n" not in str(error.value)
 
 

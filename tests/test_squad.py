@@ -15,7 +15,7 @@ from sample import squad as sample_squad
 from support import squad
 from support.files import UserError
 
-# A vocabulary of single letters: "abc" is the tokens a ##b ##c, and every text can be counted.
+# The vocabulary is single letters, so tokens are easy to count: "abc" is a ##b ##c.
 LETTERS = string.ascii_lowercase
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]",
               *LETTERS, *(f"##{x}" for x in LETTERS), *"0123456789.,-"]
@@ -24,29 +24,35 @@ FILES = ("train-v1.1.json", "dev-v1.1.json")
 BETWEEN_WORDS = set(string.punctuation + string.whitespace)
 
 
+def tokenizer_of(words):
+    return BertWordPieceTokenizer({word: i for i, word in enumerate(words)})._tokenizer
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
-    return BertWordPieceTokenizer({t: i for i, t in enumerate(VOCABULARY)})._tokenizer
+    return tokenizer_of(VOCABULARY)
 
 
-def ask(context, answer, start=None, question="q", id="1", more=()):
+def ask(context, answer, start=None, question="q", id="1"):
     """Questions of one question."""
     start = context.index(answer) if start is None else start
-    answers = [answer, *more]
-    return squad.Questions([squad.Question(id, question, context, answers, [start] * len(answers))])
+    return squad.Questions([squad.Question(id, question, context, [answer], [start])])
+
+
+def encode(questions, tokenizer, max_length=20, doc_stride=4, max_query=8, training=False):
+    windows = squad.encode(questions, tokenizer, max_length, doc_stride, max_query, training)
+    return data.SpanFeatures(**windows._asdict(), pad=0)
 
 
 def labelled(questions, features, w):
     """The text that window w's labels point at; None for [CLS]."""
-    first, last = features.labels[w]
-    if first == 0:
-        assert last == 0
+    if features.labels[w].tolist() == [0, 0]:
         return None
     first, last = features.starts[w] + features.labels[w]
     assert last < features.starts[w + 1]
     assert (features.offsets[[first, last]] >= 0).all()
-    return squad.cut_out(questions.rows[features.row[w]].context,
-                         features.offsets[first, 0], features.offsets[last, 1])
+    return squad.copy_text(questions.rows[features.row[w]].context,
+                           features.offsets[first, 0], features.offsets[last, 1])
 
 
 def perfect(features):
@@ -60,10 +66,11 @@ def perfect(features):
 # -------------------------------------------------------------------------- files
 
 
-def official(**changes):
+def official(n=1, **changes):
+    """A file of n questions with the same id."""
     qa = {"id": "x", "question": "who?", "answers": [{"text": "Ann", "answer_start": 0}]} | changes
-    return {"version": "1.1", "data": [{"title": "t", "paragraphs": [
-        {"context": "Ann sat.", "qas": [qa]}]}]}
+    return {"version": "1.1", "data": [
+        {"title": "t", "paragraphs": [{"context": "Ann sat.", "qas": n * [qa]}]}]}
 
 
 def save(tmp_path, value):
@@ -78,42 +85,36 @@ def test_reads_the_official_layout(tmp_path):
     assert len(questions) == 1 and len(questions.fingerprint) == 64
     assert questions.rows[0] == ("x", "who?", "Ann sat.", ["Ann", "sat"], [0, 3])
     assert questions.unfound == 1  # "sat" is at 4
-    assert questions.rows[0].found() == [(0, 3)]
+    assert questions.rows[0].answer_spans() == [(0, 3)]
     assert questions.take([0, 0]).rows == 2 * questions.rows
 
 
-AT_QA = "data[0].paragraphs[0].qas[0]"
+AT_QA = ": data[0].paragraphs[0].qas[0]"
 
 
 @pytest.mark.parametrize("value, message", [
-    ({}, "no 'data'"),
-    ({"data": 3}, "'data' is not a list"),
-    ({"data": [7]}, "data[0]: not an object"),
-    ({"data": [{}]}, "data[0]: no 'paragraphs'"),
-    ({"data": [{"paragraphs": [{"qas": []}]}]}, "data[0].paragraphs[0]: no 'context'"),
-    ({"data": []}, "no questions"),
+    ({}, ": no 'data'"),
+    ({"data": 3}, ": 'data' is not a list"),
+    ({"data": [7]}, ": data[0]: not an object"),
+    ({"data": [{}]}, ": data[0]: no 'paragraphs'"),
+    ({"data": [{"paragraphs": [{"qas": []}]}]}, ": data[0].paragraphs[0]: no 'context'"),
+    ({"data": []}, ": no questions"),
+    ('{"data":\n[}', ":2: broken JSON"),
     (official(question=None), f"{AT_QA}: 'question' is not a text"),
+    (official(question="\ud83d"), f"{AT_QA}: 'question' is not valid Unicode"),
     (official(answers=[]), f"{AT_QA}: no answer"),
     (official(answers=[{"text": "Ann"}]), f"{AT_QA}.answers[0]: no 'answer_start'"),
-    (official(answers=[{"text": "Ann", "answer_start": "0"}]), "'answer_start' is not a whole"),
-    (official(answers=[{"text": "Ann", "answer_start": -3}]), "'answer_start' is negative"),
-    (official(question="\ud83d"), f"{AT_QA}: 'question' is not valid Unicode"),
+    (official(answers=[{"text": "Ann", "answer_start": "0"}]),
+     f"{AT_QA}.answers[0]: 'answer_start' is not a whole number"),
+    (official(answers=[{"text": "Ann", "answer_start": -3}]),
+     f"{AT_QA}.answers[0]: 'answer_start' is negative"),
+    (official(n=2), ": data[0].paragraphs[0].qas[1]: id 'x' is there twice"),
 ])
-def test_structural_errors_name_file_and_place(tmp_path, value, message):
+def test_errors_name_file_and_place(tmp_path, value, message):
     path = save(tmp_path, value)
     with pytest.raises(UserError) as error:
         squad.read(path)
-    assert str(error.value).startswith(f"{path}: {message}") or (
-        str(error.value).startswith(f"{path}: ") and message in str(error.value))
-
-
-def test_broken_json_names_the_line_and_ids_are_unique(tmp_path):
-    with pytest.raises(UserError, match=r"train-v1.1.json:2: "):
-        squad.read(save(tmp_path, '{"data":\n[}'))
-    value = official()
-    value["data"].append(value["data"][0])
-    with pytest.raises(UserError, match=r"data\[1\].paragraphs\[0\].qas\[0\]: id 'x' .* twice"):
-        squad.read(save(tmp_path, value))
+    assert str(error.value).startswith(f"{path}{message}")
 
 
 # ------------------------------------------------------------- windows and labels
@@ -121,13 +122,11 @@ def test_broken_json_names_the_line_and_ids_are_unique(tmp_path):
 
 def test_one_window_by_hand(tokenizer):
     questions = ask("ab c", "c", question="x y")
-    f = squad.encode(questions, tokenizer, 20, 4, 8)
-    cls, sep, pad = (VOCABULARY.index(t) for t in ("[CLS]", "[SEP]", "[PAD]"))
-    expected = [cls, *map(VOCABULARY.index, "xy"), sep,
-                *map(VOCABULARY.index, ("a", "##b", "c")), sep]
-    assert f.ids.tolist() == expected and f.starts.tolist() == [0, 8]
-    assert f.first.tolist() == [4] and f.labels.tolist() == [[6, 6]] and f.pad == pad
-    assert f.labels.dtype == np.int64
+    f = data.encode(data.TASKS["squad"], questions, tokenizer, max_length=99, doc_stride=9)
+    tokens = ["[CLS]", "x", "y", "[SEP]", "a", "##b", "c", "[SEP]"]
+    assert f.ids.tolist() == [VOCABULARY.index(token) for token in tokens]
+    assert f.starts.tolist() == [0, 8] and f.first.tolist() == [4] and f.row.tolist() == [0]
+    assert f.labels.tolist() == [[6, 6]] and f.labels.dtype == np.int64 and f.pad == 0
     assert f.offsets.tolist() == 4 * [[-1, -1]] + [[0, 1], [1, 2], [3, 4], [-1, -1]]
     assert f.home.tolist() == 4 * [False] + 3 * [True] + [False]
     batch = data.collate(f, np.array([0]))
@@ -137,53 +136,50 @@ def test_one_window_by_hand(tokenizer):
 
 def test_windows_advance_by_the_stride_and_hold_what_fits(tokenizer):
     context = " ".join(LETTERS[:11])  # 11 tokens
-    # room: 9 − 3 − 1 = 5 tokens, stride 3: windows at 0, 3, 6, and 6 + 5 reaches the end
-    f = squad.encode(ask(context, "e f"), tokenizer, 9, 3, 3)
-    texts = [context[f.offsets[f.starts[w] + f.first[w]][0]:][: 9] for w in range(len(f))]
+    # room for 9 − 3 − 1 = 5 tokens, stride 3: windows begin at 0, 3 and 6, and 6 + 5 is the end
+    f = encode(ask(context, "e f"), tokenizer, 9, 3, 3)
+    texts = [context[f.offsets[f.starts[w] + f.first[w]][0] :][:9] for w in range(len(f))]
     assert texts == ["a b c d e", "d e f g h", "g h i j k"]
     assert f.row.tolist() == [0, 0, 0] and f.lengths.tolist() == [9, 9, 9]
-    # "e f" is cut by the end of the first window and absent from the third: both point at [CLS]
+    # the first window ends inside "e f" and the third begins after it: both point at [CLS]
     assert f.labels.tolist() == [[0, 0], [4, 5], [0, 0]]
 
 
-def test_a_token_is_at_home_where_it_has_most_context():
-    # windows a–e, d–h, g–k of 11 tokens. Token 3 (d) has 3 left, 1 right in the first window and
-    # 0 left in the second; token 4 (e) 0 right in the first, 1 left in the second.
-    a, b, c = squad.home_tokens(np.array([0, 3, 6]), np.array([5, 5, 5]))
-    assert a.tolist() == [True, True, True, True, False]
-    assert b.tolist() == [False, True, True, True, False]
-    assert c.tolist() == [False, True, True, True, True]
-    # equal context, 1 and 1 of token 2: the first
-    a, b = squad.home_tokens(np.array([0, 1]), np.array([4, 4]))
-    assert a.tolist() == [True, True, True, False] and b.tolist() == [False, False, True, True]
-    # a token of length counts 0.01: 85 + 3.0 against 86 + 1.8 at token 214, 84 against 87 at 215
-    a, b = squad.home_tokens(np.array([0, 128]), np.array([300, 180]))
-    assert a.tolist() == 215 * [True] + 85 * [False]
-    assert b.tolist() == 87 * [False] + 93 * [True]
+@pytest.mark.parametrize("begins, ends, home", [
+    # windows a–e, d–h, g–k. Token 3 (d) has 3 neighbours left and 1 right in the first window, and
+    # 0 left in the second; token 4 (e) has 0 right in the first, and 1 left in the second
+    ([0, 3, 6], [5, 8, 11], [[1, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0, 1, 1, 1, 1]]),
+    # token 2 has 1 neighbour in either window: the first wins
+    ([0, 1], [4, 5], [[1, 1, 1, 0], [0, 0, 1, 1]]),
+    # a window's token counts 0.01: 85 + 3.0 is more than 86 + 1.8 for token 214, 84 + 3.0 is less
+    # than 87 + 1.8 for token 215
+    ([0, 128], [300, 308], [215 * [1] + 85 * [0], 87 * [0] + 93 * [1]]),
+])
+def test_a_token_is_at_home_where_it_has_most_context(begins, ends, home):
+    masks = squad.home_tokens(np.array(begins), np.array(ends))
+    assert [mask.astype(int).tolist() for mask in masks] == home
 
 
 def test_questions_are_cut_and_short_lengths_refused(tokenizer):
-    f = squad.encode(ask("a b", "b", question="x " * 30), tokenizer, 20, 4, 8)
+    f = encode(ask("a b", "b", question="x " * 30), tokenizer, 15)
     assert f.first.tolist() == [10] and f.labels.tolist() == [[11, 11]]
     with pytest.raises(UserError, match=r"--max-length 14 .* --doc-stride 4 .* need 15"):
-        squad.encode(ask("a b", "b"), tokenizer, 14, 4, 8)
-    squad.encode(ask("a b", "b"), tokenizer, 15, 4, 8)
+        encode(ask("a b", "b"), tokenizer, 14)
 
 
 def test_an_answer_that_occurs_twice_is_labelled_where_it_is_said_to_be(tokenizer):
-    questions = ask("abc d abc", "abc", start=6)
-    f = squad.encode(questions, tokenizer, 20, 4, 8)
-    assert f.labels.tolist() == [[7, 9]]  # [CLS] q [SEP], then 3 + 1 tokens before it
+    f = encode(ask("abc d abc", "abc", start=6), tokenizer)
+    assert f.labels.tolist() == [[7, 9]]  # after [CLS] q [SEP] and 4 tokens
 
 
 def test_training_leaves_out_what_is_not_found(tokenizer):
     lost = ask("ab c", "c", start=0, id="lost").rows[0]
     second = squad.Question("second", "q", "ab c", ["zz", "c"], [0, 3])
     questions = squad.Questions([lost, second])
-    f = squad.encode(questions, tokenizer, 20, 4, 8, training=True)
+    f = encode(questions, tokenizer, training=True)
     assert questions.unfound == 2
     assert f.row.tolist() == [1] and labelled(questions, f, 0) == "c"
-    f = squad.encode(questions, tokenizer, 20, 4, 8)
+    f = encode(questions, tokenizer)
     assert f.row.tolist() == [0, 1] and f.labels[0].tolist() == [0, 0]
 
 
@@ -200,58 +196,55 @@ def test_training_leaves_out_what_is_not_found(tokenizer):
 ])
 def test_unicode_answers_come_back_to_the_character(tokenizer, context, answer):
     questions = ask(context, answer)
-    f = squad.encode(questions, tokenizer, 40, 4, 8, training=True)
+    f = encode(questions, tokenizer, 40, training=True)
     assert labelled(questions, f, 0) == answer
     predictions, _ = squad.decode(questions, f, perfect(f))
     assert predictions == {"1": answer}
 
 
 def test_an_answer_inside_a_token_gets_the_token():
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "q", "in", "1973"]
-    tokenizer = BertWordPieceTokenizer({t: i for i, t in enumerate(words)})._tokenizer
+    tokenizer = tokenizer_of([*VOCABULARY, "in", "1973"])
     questions = ask("in 1973", "97")
-    f = squad.encode(questions, tokenizer, 20, 4, 8)
-    assert labelled(questions, f, 0) == "1973"
+    assert labelled(questions, encode(questions, tokenizer), 0) == "1973"
 
 
-def test_windows_agree_with_the_tokenizers_own_overflow(tokenizer):
-    """There "stride" is the overlap of two windows: what is left of the room after a step."""
+def test_windows_equal_the_tokenizers_own_overflow(tokenizer):
+    """The library's "stride" is the overlap of two windows: the room less our stride."""
     rng = np.random.default_rng(0)
     for _ in range(50):
         context = " ".join(rng.choice(list(LETTERS), rng.integers(1, 60)))
-        question = " ".join(rng.choice(list(LETTERS), rng.integers(1, 9)))
+        words = rng.choice(list(LETTERS), rng.integers(1, 9)).tolist()
         n, stride = int(rng.integers(20, 40)), int(rng.integers(1, 9))
-        f = squad.encode(ask(context, context[0], question=question), tokenizer, n, stride, 8)
-        room = n - 3 - len(question.split()[:8])
-        question = " ".join(question.split()[:8])
-        tokenizer.enable_truncation(n, stride=room - stride, strategy="only_second")
-        e = tokenizer.encode(question, context)
+        f = encode(ask(context, context[0], question=" ".join(words)), tokenizer, n, stride)
+        overlap = n - 3 - len(words) - stride
+        tokenizer.enable_truncation(n, stride=overlap, strategy="only_second")
+        expected = tokenizer.encode(" ".join(words), context)
         tokenizer.no_truncation()
-        theirs = [part.ids for part in [e, *e.overflowing]]
-        assert [f.ids[a:b].tolist() for a, b in pairwise(f.starts)] == theirs
+        assert [f.ids[a:b].tolist() for a, b in pairwise(f.starts)] == [
+            part.ids for part in [expected, *expected.overflowing]]
 
 
-def check_windows(questions, tokenizer, max_length, stride, max_query):
+def check_windows(questions, tokenizer, *lengths):
     """Every window is its part of the context; → (windows with their answer, exact texts)."""
-    f = squad.encode(questions, tokenizer, max_length, stride, max_query, training=True)
-    assert f.lengths.max() <= max_length and (np.diff(f.row) >= 0).all()
+    f = encode(questions, tokenizer, *lengths, training=True)
+    assert f.lengths.max() <= lengths[0] and (np.diff(f.row) >= 0).all()
     assert set(f.row) == set(range(len(questions)))
     with_answer = exact = 0
     for w in range(len(f)):
         text = labelled(questions, f, w)
         if text is not None:
             q = questions.rows[f.row[w]]
-            answer, a = q.answers[0], q.starts[0]
-            b = a + len(answer)
+            answer, start = q.answers[0], q.starts[0]
             assert answer in text
-            # some real answers begin or end inside a word ("20" of "£20"), and get more of it
-            edges = [x for x in (q.context[a - 1 : a + 1], q.context[b - 1 : b + 1]) if len(x) == 2]
-            assert text == answer or any(not set(x) & BETWEEN_WORDS for x in edges)
+            # some real answers begin or end inside a word ("20" of "£20") and get all of it
+            edges = [q.context[x - 1 : x + 1] for x in (start, start + len(answer))]
+            assert text == answer or any(
+                len(edge) == 2 and not set(edge) & BETWEEN_WORDS for edge in edges)
             with_answer += 1
             exact += text == answer
-    # each context token is at home in one window
+    # each token of the context is at home in one window
     tokens = [len(tokenizer.encode(q.context, add_special_tokens=False)) for q in questions.rows]
-    at_home = np.add.reduceat(f.home, f.starts[:-1], dtype=int)  # of each window
+    at_home = np.add.reduceat(f.home, f.starts[:-1], dtype=int)  # (windows,)
     assert np.bincount(f.row, at_home).tolist() == tokens
     return with_answer, exact
 
@@ -260,54 +253,42 @@ def check_windows(questions, tokenizer, max_length, stride, max_query):
 
 
 def flat(n):
-    """Equally bad logits for [CLS] q [SEP], n context tokens, [SEP]; to be set by hand."""
+    """Logits of 0 for [CLS] q [SEP], n tokens of the context, [SEP]."""
     return np.zeros((n + 4, 2))
 
 
 def test_n_best_by_hand(tokenizer):
     questions = ask("a b c", "b")
-    f = squad.encode(questions, tokenizer, 20, 4, 8)
+    f = encode(questions, tokenizer)
     z = flat(3)
-    z[:3] = z[-1] = 100  # [CLS], the question and [SEP] are no answers, however high
+    z[:3] = z[-1] = 100  # [CLS], the question and [SEP] are never answers
     z[3:6, 0] = [1, 3, 0]
     z[3:6, 1] = [0, 2, 4]
-    # sums: a 1, a b 3, a b c 5, b 5, b c 7, c 4; b a and the like are none
+    # sums: a 1, a b 3, a b c 5, b 5, b c 7, c 4
     predictions, nbest = squad.decode(questions, f, [z], n_best=4)
     assert predictions == {"1": "b c"}
-    assert [x["text"] for x in nbest["1"]] == ["b c", "a b c", "b", "c"]  # the tie: earlier first
+    assert [x["text"] for x in nbest["1"]] == ["b c", "a b c", "b", "c"]  # of a tie, the earlier
     assert [x["start_logit"] for x in nbest["1"]] == [3, 1, 3, 0]
     assert [x["end_logit"] for x in nbest["1"]] == [4, 4, 2, 4]
     e = np.exp([7, 5, 5, 4])
     assert [x["probability"] for x in nbest["1"]] == pytest.approx((e / e.sum()).tolist())
-    everything = squad.decode(questions, f, [z], n_best=20)[1]["1"]
-    assert len(everything) == 6
-    json.dumps(everything)
+    assert len(squad.decode(questions, f, [z], n_best=20)[1]["1"]) == 6
     ties = squad.decode(questions, f, [flat(3)], n_best=2)[1]["1"]
     assert [x["text"] for x in ties] == ["a", "a b"]
-
-
-def test_the_longest_answer(tokenizer):
-    questions = ask("a b c d", "b")
-    f = squad.encode(questions, tokenizer, 20, 4, 8)
-    z = flat(4)
-    z[3, 0] = z[6, 1] = 5  # "a b c d" would be best
-    z[4, 1] = 1
-    for longest, text in ((4, "a b c d"), (3, "a b"), (1, "a")):
-        assert squad.decode(questions, f, [z], max_answer=longest)[0] == {"1": text}
 
 
 def test_a_span_counts_in_the_window_where_its_first_token_has_most_context(tokenizer):
     context = " ".join(LETTERS[:11])
     questions = ask(context, "e")
-    f = squad.encode(questions, tokenizer, 9, 3, 3)  # a–e, d–h, g–k
+    f = encode(questions, tokenizer, 9, 3, 3)  # a–e, d–h, g–k
     logits = [flat(5), flat(5), flat(5)]
-    logits[0][3 + 4, 0] = 9  # e, which is at home in the second window
+    logits[0][3 + 4, 0] = 9  # e, whose home is the second window
     logits[1][3 + 2] = 2  # f
     logits[2][3 + 4] = 1  # k
     predictions, nbest = squad.decode(questions, f, logits, n_best=99)
     assert predictions == {"1": "f"}
     assert [x["start_logit"] for x in nbest["1"] if x["text"] == "e"] == [0]
-    # a span may end outside its first token's home: d e in the first window
+    # only the first token has to be at home: d e, in the first window
     logits[0][3 + 3, 0] = logits[0][3 + 4, 1] = 9
     assert squad.decode(questions, f, logits)[0] == {"1": "d e"}
 
@@ -317,25 +298,24 @@ def test_decoding_against_every_span(tokenizer):
     rng = np.random.default_rng(1)
     context = " ".join(rng.choice(list(LETTERS), 23))
     questions = ask(context, context[0])
-    f = squad.encode(questions, tokenizer, 12, 3, 3)
+    f = encode(questions, tokenizer, 12, 3, 3)
     logits = [rng.normal(size=(n, 2)).astype(np.float32) for n in f.lengths]
     spans = []
-    for w, z in enumerate(logits):
-        a = f.starts[w]
+    for start, z in zip(f.starts, logits):
         for i in range(len(z)):
             for j in range(i, min(len(z), i + 3)):
-                if f.home[a + i] and f.offsets[a + j, 0] >= 0:
-                    spans.append((float(z[i, 0]) + float(z[j, 1]),
-                                  context[f.offsets[a + i, 0] : f.offsets[a + j, 1]]))
+                if f.home[start + i] and f.offsets[start + j, 0] >= 0:
+                    text = context[f.offsets[start + i, 0] : f.offsets[start + j, 1]]
+                    spans.append((float(z[i, 0]) + float(z[j, 1]), text))
     _, nbest = squad.decode(questions, f, logits, n_best=7, max_answer=3)
-    assert [x["text"] for x in nbest["1"]] == [text for _, text in sorted(spans)[: -8 : -1]]
+    assert [x["text"] for x in nbest["1"]] == [text for _, text in sorted(spans)[:-8:-1]]
     assert sum(x["probability"] for x in nbest["1"]) == pytest.approx(1)
 
 
 def test_a_context_without_tokens_is_answered_by_nothing(tokenizer, tmp_path):
     questions = ask(" \u00a0", " ")
     assert questions.unfound == 1
-    f = squad.encode(questions, tokenizer, 20, 4, 8)
+    f = encode(questions, tokenizer)
     predictions, nbest = squad.decode(questions, f, perfect(f))
     assert (predictions, nbest) == ({"1": ""}, {"1": []})
     squad.write(tmp_path, {"1": "caf\u00e9"}, nbest)
@@ -350,8 +330,7 @@ def test_a_context_without_tokens_is_answered_by_nothing(tokenizer, tmp_path):
 def sample(tmp_path_factory):
     folder = tmp_path_factory.mktemp("squad")
     for part, n in (("train", 800), ("dev", 400)):
-        save_as = folder / f"{part}-v1.1.json"
-        save_as.write_text(json.dumps(sample_squad.squad_json(part, n)))
+        (folder / f"{part}-v1.1.json").write_text(json.dumps(sample_squad.squad_json(part, n)))
     return folder
 
 
@@ -363,16 +342,15 @@ def test_sample_is_exact_and_its_parts_are_apart(sample, tokenizer):
     assert all(len(q.answers) == 1 for q in train.rows)
     assert any(len(q.answers) == 2 for q in dev.rows)
     assert all(q.question.endswith(" ?") and "{" not in q.question for q in train.rows)
-    again = sample_squad.squad_json("dev", 400)
-    assert json.loads((sample / "dev-v1.1.json").read_text()) == again
-    # every letter is a token here, so that windows are many and cut many answers
+    assert json.loads((sample / FILES[1]).read_text()) == sample_squad.squad_json("dev", 400)
+    # every letter is a token here, so there are many windows, and many end inside an answer
     with_answer, exact = check_windows(train.take(range(60)), tokenizer, 120, 24, 80)
     assert exact == with_answer > 60
 
 
 def test_sample_needs_more_than_the_likest_sentence(sample):
-    """Were the sentence with most of the question's words always the right one, reading it would
-    be enough. Each sentence ends in " ."; of equals, the first."""
+    """The sentence that shares most words with the question (the first, of several) is not always
+    the one with the answer. Each sentence ends in " ."."""
     dev = squad.read(sample / "dev-v1.1.json")
     right = 0
     for q in dev.rows:
@@ -392,20 +370,13 @@ def test_pretraining_passages_are_neither_train_nor_dev(sample):
     assert not any(context in text for text in texts for context in known)
 
 
-def test_real_rows_come_back_exactly(real_data, real_model):
+@pytest.mark.parametrize("name", FILES)
+def test_real_answers_come_back(name, real_data, real_model):
     tokenizer = data.load_tokenizer(real_model)
-    for name in FILES:
-        questions = squad.read(real_data / "SQuAD" / name).take(range(0, 10_000, 8))
-        with_answer, exact = check_windows(questions, tokenizer, 384, 128, 64)
-        assert with_answer >= len(questions) and exact >= 0.98 * with_answer
-        assert questions.unfound == 0
-
-
-def test_real_dev_rows_from_text_to_answer(real_data, real_model):
-    questions = squad.read(real_data / "SQuAD" / "dev-v1.1.json")
-    assert len(questions) == 10_570
-    questions = questions.take(range(0, len(questions), 5))
-    f = squad.encode(questions, data.load_tokenizer(real_model))
-    assert len(f) > len(questions)
+    questions = squad.read(real_data / "SQuAD" / name).take(range(0, 10_000, 8))
+    assert questions.unfound == 0
+    with_answer, exact = check_windows(questions, tokenizer, 384, 128, 64)
+    assert with_answer >= len(questions) and exact >= 0.98 * with_answer
+    f = data.encode(data.TASKS["squad"], questions, tokenizer, 384)
     predictions, _ = squad.decode(questions, f, perfect(f))
     assert squad.metrics(predictions, questions)["exact_match"] > 98

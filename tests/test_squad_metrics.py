@@ -32,8 +32,8 @@ def test_metrics_by_hand():
     ])
     # 1: exact with the second answer; 2: same 2 of 2 and of 3, F1 0.8; 3: missing;
     # 4: both empty when normalised, which the official script calls exact with F1 0
-    found = squad.metrics({"1": "City of paris!", "2": "Red kites", "4": "a"}, questions)
-    assert found == {"exact_match": 50.0, "f1": 100 * 1.8 / 4}
+    scores = squad.metrics({"1": "City of paris!", "2": "Red kites", "4": "a"}, questions)
+    assert scores == {"exact_match": 50.0, "f1": 100 * 1.8 / 4}
     # a word that occurs twice counts as often as both have it: p = 1/2, r = 1
     assert squad.f1("x x", "x") == 2 * 0.5 / 1.5
 
@@ -81,9 +81,9 @@ def compare_with_official(path):
     rng = np.random.default_rng(0)
     predictions = {q.id: mutate(rng, q) for q in questions.rows if rng.random() < 0.98}
     articles = json.loads(path.read_text(encoding="utf-8"))["data"]
-    found = squad.metrics(predictions, questions)
-    assert found == official_evaluation(articles, predictions)  # to the last digit
-    assert 5 < found["exact_match"] < found["f1"] < 95
+    scores = squad.metrics(predictions, questions)
+    assert scores == official_evaluation(articles, predictions)  # to the last digit
+    assert 5 < scores["exact_match"] < scores["f1"] < 95
 
 
 def test_metrics_equal_the_official_ones_on_the_sample(tmp_path):
