@@ -123,7 +123,7 @@ def task_loss(logits, labels, real):
     logits (B, C), (B, 1) or (B, T, 2); labels (B), for spans (B, 2); real (B, T) false at padding.
     """
     if logits.dim() == 3:
-        logits = logits.masked_fill(~real[:, :, None], distill.NEVER)  # (B, T, 2)
+        logits = logits.masked_fill(~real[:, :, None], distill.MASKED_LOGIT)  # (B, T, 2)
         return sum(F.cross_entropy(logits[:, :, i], labels[:, i]) for i in (0, 1)) / 2
     if logits.shape[1] == 1:
         return F.mse_loss(logits.squeeze(1), labels)
@@ -144,11 +144,11 @@ def batch_loss(model, features, index, s, teacher=None):
     L = task_loss(logits, batch["labels"], real)
     if teacher is None:
         return L
-    usable = real & batch["token_type_ids"].bool()  # the passage and its [SEP]; then [CLS]
-    usable[:, 0] = True
-    outputs = distill.batch_outputs(teacher, index, logits)
-    return distill.combined(
-        L, distill.teacher_loss(logits, outputs, usable, s["temperature"]), s["alpha"])
+    answer_tokens = real & batch["token_type_ids"].bool()  # the passage and its [SEP]; then [CLS]
+    answer_tokens[:, 0] = True
+    teacher_logits = distill.batch_outputs(teacher, index, logits)
+    return distill.total_loss(L, distill.distillation_loss(
+        logits, teacher_logits, answer_tokens, s["temperature"]), s["alpha"])
 
 
 def rate(t: int, T: int, warmup: float) -> float:

@@ -37,10 +37,9 @@ from support.files import (
 )
 from support.report import say
 
-TOKENIZER_FILES = ("vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
 FILES = ("config.json", "model.safetensors", "pruning.safetensors", "run.json", "metrics.json",
          "log.jsonl", "checkpoint.pt", "predictions.json", "nbest_predictions.json",
-         "evaluation.json", "tokenizer.json", *TOKENIZER_FILES)
+         "evaluation.json", *bert.TOKENIZER_FILES)
 LOG_EVERY = 10  # steps
 UNFIXED = ("output", "save_every")  # settings that do not decide what a run does
 
@@ -322,9 +321,6 @@ def save(folder: Path, model, task, tokenizer, tokenizer_folder: Path, pruner) -
     """The pruned model as a Hugging Face folder, and the pruning beside it."""
     for m in pruner.matrices:
         m.weight.data += 0.0  # W ⊙ M leaves −0.0 where W is negative; zeros should be one number
-    bert.save(model, folder, None if task.span else list(task.labels) or ["score"])
+    labels = None if task.span else list(task.labels) or ["score"]
+    bert.save(model, folder, labels, tokenizer, tokenizer_folder)
     save_pruning(pruner, folder / "pruning.safetensors")
-    write_atomically(folder / "tokenizer.json", tokenizer.to_str())
-    for name in TOKENIZER_FILES:
-        if (tokenizer_folder / name).exists():
-            write_atomically(folder / name, (tokenizer_folder / name).read_bytes())

@@ -43,10 +43,10 @@ def test_outputs_are_the_dense_models(head, shape):
 
 def test_only_matrices_that_gain_are_replaced():
     model = pruned("classification", 0.05)
-    model.bert.layers[0].up.weight.data.fill_(1.0)
+    model.bert.layers[0].intermediate.weight.data.fill_(1.0)
     model.bert.layers[1].key.weight.data.zero_()
     assert sparse.sparsify(model) == 11
-    assert isinstance(model.bert.layers[0].up, torch.nn.Linear)
+    assert isinstance(model.bert.layers[0].intermediate, torch.nn.Linear)
     assert isinstance(model.bert.layers[1].key, sparse.SparseLinear)
     assert isinstance(model.pooler, torch.nn.Linear)
 
