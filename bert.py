@@ -1,16 +1,12 @@
-"""BERT from scratch (Devlin et al. 2018), small enough to read in ten minutes.
+"""BERT from scratch (Devlin et al. 2018, arXiv 1810.04805), its parts named as in transformers.
 
     import bert
-    model, notes = bert.load("path/or/folder", head="classification", num_labels=3)
+    model, fresh = bert.load("path/or/folder", head="classification", num_labels=3)
     logits = model(input_ids, attention_mask, token_type_ids)
 
-Knows nothing of pruning. Reads and writes the Hugging Face folder layout: config.json and
-model.safetensors (or pytorch_model.bin), under Hugging Face's parameter names.
-
-Shapes: B batch, T tokens, H hidden width, A attention heads, D = H / A, V vocabulary, C classes.
+Shapes: B batch, T tokens, H hidden, A heads, D = H / A, I intermediate, V vocabulary, C classes.
 """
 
-import json
 import pickle
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -20,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from support.files import UserError, read_json, write_atomically
+from support.files import UserError, read_json, write_atomically, write_json
 
 ACTIVATIONS = {
     "gelu": F.gelu,
@@ -28,12 +24,11 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
 }
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # all are read as float32
 
 
 @dataclass
 class Config:
-    """The part of config.json that decides the computation, under its Hugging Face names."""
+    """The part of config.json that decides the computation; the defaults are BERT-base."""
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -53,188 +48,165 @@ class Config:
 # ------------------------------------------------------------------------------- the network
 
 
-class Embeddings(nn.Module):
-    def __init__(self, c: Config):
+class BertEmbeddings(nn.Module):
+    """The sum of what a token is, its position and its segment (Devlin et al., Figure 2)."""
+
+    def __init__(self, config: Config):
         super().__init__()
-        self.words = nn.Embedding(c.vocab_size, c.hidden_size, padding_idx=c.pad_token_id)
-        self.positions = nn.Embedding(c.max_position_embeddings, c.hidden_size)
-        self.types = nn.Embedding(c.type_vocab_size, c.hidden_size)
-        self.norm = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
-        self.dropout = nn.Dropout(c.hidden_dropout_prob)
+        H = config.hidden_size
+        self.word_embeddings = nn.Embedding(config.vocab_size, H, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, H)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, H)
+        self.LayerNorm = nn.LayerNorm(H, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids, token_type_ids):  # (B, T), (B, T)
-        t = torch.arange(input_ids.shape[1], device=input_ids.device)  # (T)
-        x = self.words(input_ids) + self.types(token_type_ids) + self.positions(t)  # (B, T, H)
-        return self.dropout(self.norm(x))
+        position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)  # (T)
+        x = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)
+        x = x + self.position_embeddings(position_ids)  # (B, T, H)
+        return self.dropout(self.LayerNorm(x))
 
 
-class Layer(nn.Module):
-    """One encoder layer, LayerNorm after each residual sum ("post-LN"), as in the first BERT.
+class BertLayer(nn.Module):
+    """One encoder layer, with LayerNorm after each residual sum ("post-LN")."""
 
-    Its six matrices query, key, value, attention_out, up, down are what the paper prunes.
-    """
-
-    def __init__(self, c: Config):
+    def __init__(self, config: Config):
         super().__init__()
-        self.heads = c.num_attention_heads
-        self.query = nn.Linear(c.hidden_size, c.hidden_size)
-        self.key = nn.Linear(c.hidden_size, c.hidden_size)
-        self.value = nn.Linear(c.hidden_size, c.hidden_size)
-        self.attention_out = nn.Linear(c.hidden_size, c.hidden_size)
-        self.attention_norm = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
-        self.up = nn.Linear(c.hidden_size, c.intermediate_size)
-        self.down = nn.Linear(c.intermediate_size, c.hidden_size)
-        self.output_norm = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
-        self.activation = ACTIVATIONS[c.hidden_act]
-        self.dropout = nn.Dropout(c.hidden_dropout_prob)
-        self.attention_dropout = c.attention_probs_dropout_prob
+        H, eps = config.hidden_size, config.layer_norm_eps
+        self.num_attention_heads = config.num_attention_heads
+        self.query = nn.Linear(H, H)
+        self.key = nn.Linear(H, H)
+        self.value = nn.Linear(H, H)
+        self.attention_output = nn.Linear(H, H)
+        self.attention_norm = nn.LayerNorm(H, eps=eps)
+        self.intermediate = nn.Linear(H, config.intermediate_size)
+        self.output = nn.Linear(config.intermediate_size, H)
+        self.output_norm = nn.LayerNorm(H, eps=eps)
+        self.activation = ACTIVATIONS[config.hidden_act]
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.attention_dropout = config.attention_probs_dropout_prob
 
-    def split(self, x):  # (B, T, H)
-        B, T, H = x.shape
-        return x.view(B, T, self.heads, H // self.heads).transpose(1, 2)  # (B, A, T, D)
+    def split_heads(self, x):  # (B, T, H)
+        return x.unflatten(2, (self.num_attention_heads, -1)).transpose(1, 2)  # (B, A, T, D)
 
-    def attend(self, x, visible):  # (B, T, H), (B, 1, 1, T)
-        q, k, v = self.split(self.query(x)), self.split(self.key(x)), self.split(self.value(x))
+    def attention(self, x, attention_mask):  # (B, T, H), (B, 1, 1, T) true where not padding
+        Q = self.split_heads(self.query(x))  # (B, A, T, D)
+        K = self.split_heads(self.key(x))  # (B, A, T, D)
+        V = self.split_heads(self.value(x))  # (B, A, T, D)
         p = self.attention_dropout if self.training else 0.0
-        # softmax(q kᵀ / √D) v, padding never looked at
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=p)  # (B, A, T, D)
-        return self.attention_out(y.transpose(1, 2).flatten(2))  # (B, T, H)
+        # softmax(Q Kᵀ / √D) V, the softmax over the tokens that are not padding
+        y = F.scaled_dot_product_attention(Q, K, V, attention_mask, p)  # (B, A, T, D)
+        return self.attention_output(y.transpose(1, 2).flatten(2))  # (B, T, H)
 
-    def forward(self, x, visible):  # (B, T, H), (B, 1, 1, T)
-        x = self.attention_norm(x + self.dropout(self.attend(x, visible)))  # (B, T, H)
-        y = self.down(self.activation(self.up(x)))  # (B, T, 4H) inside, (B, T, H) out
+    def forward(self, x, attention_mask):  # (B, T, H), (B, 1, 1, T)
+        x = self.attention_norm(x + self.dropout(self.attention(x, attention_mask)))  # (B, T, H)
+        # W₂ gelu(W₁ x + b₁) + b₂
+        y = self.output(self.activation(self.intermediate(x)))  # (B, T, H), (B, T, I) inside
         return self.output_norm(x + self.dropout(y))  # (B, T, H)
 
 
-class Encoder(nn.Module):
-    """Embeddings and layers: token ids to hidden states."""
+class BertModel(nn.Module):
+    """Embeddings and layers: from token ids to hidden states."""
 
-    def __init__(self, c: Config):
+    def __init__(self, config: Config):
         super().__init__()
-        self.config = c
-        self.embeddings = Embeddings(c)
-        self.layers = nn.ModuleList(Layer(c) for _ in range(c.num_hidden_layers))
+        self.config = config
+        self.embeddings = BertEmbeddings(config)
+        self.layers = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
 
     def forward(self, input_ids, attention_mask, token_type_ids):
-        """(B, T) ids, (B, T) 1 where real and 0 where padding, (B, T) segment → (B, T, H)."""
-        visible = attention_mask[:, None, None, :].bool()  # (B, 1, 1, T)
+        """(B, T) ids, (B, T) 1 at tokens and 0 at padding, (B, T) segments → (B, T, H)."""
+        mask_for_heads = attention_mask[:, None, None, :].bool()  # (B, 1, 1, T)
         x = self.embeddings(input_ids, token_type_ids)  # (B, T, H)
         for layer in self.layers:
-            x = layer(x, visible)  # (B, T, H)
+            x = layer(x, mask_for_heads)  # (B, T, H)
         return x
 
 
-class Classifier(nn.Module):
-    """Sentence (pair) → class scores; with one class it is a regression."""
+class BertForSequenceClassification(nn.Module):
+    """A sentence or a pair → (B, C) logits of the classes; with one class, a regression."""
 
-    architecture = "BertForSequenceClassification"
-    new_parts = ("classifier.", "pooler.")  # may be missing from a checkpoint
-
-    def __init__(self, c: Config, num_labels: int = 2):
+    def __init__(self, config: Config, num_labels: int = 2):
         super().__init__()
-        self.bert = Encoder(c)
-        self.pooler = nn.Linear(c.hidden_size, c.hidden_size)
-        self.dropout = nn.Dropout(c.hidden_dropout_prob)
-        self.classifier = nn.Linear(c.hidden_size, num_labels)
-
-    def pool(self, hidden):  # (B, T, H)
-        return torch.tanh(self.pooler(hidden[:, 0]))  # (B, H), from the [CLS] position
+        self.bert = BertModel(config)
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, num_labels)
 
     def forward(self, input_ids, attention_mask, token_type_ids):
-        hidden = self.bert(input_ids, attention_mask, token_type_ids)  # (B, T, H)
-        return self.classifier(self.dropout(self.pool(hidden)))  # (B, C)
+        hidden_states = self.bert(input_ids, attention_mask, token_type_ids)  # (B, T, H)
+        pooled = torch.tanh(self.pooler(hidden_states[:, 0]))  # (B, H), from [CLS]
+        return self.classifier(self.dropout(pooled))  # (B, C)
 
 
-class SpanReader(nn.Module):
-    """Question and passage → a start and an end score at every token (SQuAD)."""
+class BertForQuestionAnswering(nn.Module):
+    """A question and a passage → (B, T, 2) logits of the answer's start and end (SQuAD)."""
 
-    architecture = "BertForQuestionAnswering"
-    new_parts = ("span.",)
-
-    def __init__(self, c: Config, num_labels: int = 2):
+    def __init__(self, config: Config, num_labels: int = 2):
         super().__init__()
-        self.bert = Encoder(c)
-        self.span = nn.Linear(c.hidden_size, num_labels)
+        self.bert = BertModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, num_labels)
 
     def forward(self, input_ids, attention_mask, token_type_ids):
-        hidden = self.bert(input_ids, attention_mask, token_type_ids)  # (B, T, H)
-        return self.span(hidden)  # (B, T, 2)
+        return self.qa_outputs(self.bert(input_ids, attention_mask, token_type_ids))  # (B, T, 2)
 
 
-class MaskedLM(nn.Module):
-    """Fill in masked tokens; the output matrix is the word embedding itself."""
+class BertForMaskedLM(nn.Module):
+    """Masked tokens → (B, T, V) logits; the output matrix is the word embedding itself."""
 
-    architecture = "BertForMaskedLM"
-    new_parts = ("mlm_",)
-
-    def __init__(self, c: Config, num_labels: int | None = None):
+    def __init__(self, config: Config, num_labels: int | None = None):
         super().__init__()
-        self.bert = Encoder(c)
-        self.mlm_dense = nn.Linear(c.hidden_size, c.hidden_size)
-        self.mlm_norm = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
-        self.mlm_bias = nn.Parameter(torch.zeros(c.vocab_size))
-        self.activation = ACTIVATIONS[c.hidden_act]
+        self.bert = BertModel(config)
+        self.mlm_dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.mlm_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlm_bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.activation = ACTIVATIONS[config.hidden_act]
 
-    def predict(self, hidden):  # (..., H)
-        y = self.mlm_norm(self.activation(self.mlm_dense(hidden)))  # (..., H)
-        return F.linear(y, self.bert.embeddings.words.weight, self.mlm_bias)  # (..., V)
+    def predict(self, hidden_states):  # (..., H)
+        x = self.mlm_norm(self.activation(self.mlm_dense(hidden_states)))  # (..., H)
+        return F.linear(x, self.bert.embeddings.word_embeddings.weight, self.mlm_bias)  # (..., V)
 
     def forward(self, input_ids, attention_mask, token_type_ids):
         return self.predict(self.bert(input_ids, attention_mask, token_type_ids))  # (B, T, V)
 
 
-HEADS = {"classification": Classifier, "span": SpanReader, "mlm": MaskedLM}
+HEADS = {"classification": BertForSequenceClassification, "span": BertForQuestionAnswering,
+         "mlm": BertForMaskedLM}
 
 
-def initialise(module: nn.Module, std: float) -> None:
-    """BERT's initial weights: N(0, std²), biases zero, LayerNorm the identity."""
-    for part in module.modules():
-        if isinstance(part, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(part.weight, std=std)
-        if isinstance(part, nn.Embedding) and part.padding_idx is not None:
-            part.weight.data[part.padding_idx].zero_()
-        if isinstance(part, nn.Linear):
-            nn.init.zeros_(part.bias)
-
-
-def create(c: Config, head: str, num_labels: int = 2) -> nn.Module:
-    """A fresh, untrained model; `head` is one of HEADS."""
-    model = HEADS[head](c, num_labels)
-    initialise(model, c.initializer_range)
+def create(config: Config, head: str, num_labels: int = 2) -> nn.Module:
+    """An untrained model with one of HEADS: matrices from N(0, initializer_range²), biases 0."""
+    model = HEADS[head](config, num_labels)
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=config.initializer_range)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+    model.bert.embeddings.word_embeddings.weight.data[config.pad_token_id] = 0.0
     return model
 
 
-# --------------------------------------------------------- Hugging Face's folder, in and out
+# ------------------------------------------------------------- writing a Hugging Face folder
 
-HF_NAMES = (  # (ours, Hugging Face's): the whole of the renaming, longer names before shorter
-    ("embeddings.words.", "embeddings.word_embeddings."),
-    ("embeddings.positions.", "embeddings.position_embeddings."),
-    ("embeddings.types.", "embeddings.token_type_embeddings."),
-    ("embeddings.norm.", "embeddings.LayerNorm."),
+# (our name, Hugging Face's) where they differ. Replaced from first to last when writing, from
+# last to first when reading: .attention.output.dense. contains .output.dense.
+HF_NAMES = (
     ("bert.layers.", "bert.encoder.layer."),
     (".query.", ".attention.self.query."),
     (".key.", ".attention.self.key."),
     (".value.", ".attention.self.value."),
-    (".attention_out.", ".attention.output.dense."),
-    (".attention_norm.", ".attention.output.LayerNorm."),
-    (".up.", ".intermediate.dense."),
-    (".down.", ".output.dense."),
+    (".intermediate.", ".intermediate.dense."),
+    (".output.", ".output.dense."),
     (".output_norm.", ".output.LayerNorm."),
+    (".attention_output.", ".attention.output.dense."),
+    (".attention_norm.", ".attention.output.LayerNorm."),
     ("pooler.", "bert.pooler.dense."),
-    ("span.", "qa_outputs."),
     ("mlm_dense.", "cls.predictions.transform.dense."),
     ("mlm_norm.", "cls.predictions.transform.LayerNorm."),
     ("mlm_bias", "cls.predictions.bias"),
 )
-
-# Parts that other tools leave in a checkpoint and that no model here has.
-IGNORED = ("position_ids", "cls.predictions.decoder.", "cls.seq_relationship.")
-
-FAMILIES = {  # model_type → why such weights are not for this network
-    "roberta": "RoBERTa counts positions from 2 and has no segments",
-    "distilbert": "DistilBERT has no segments and no pooler",
-    "albert": "ALBERT shares one layer's weights among all, and factorises its embeddings",
-}
+TOKENIZER_FILES = (
+    "tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def to_hf_name(name: str) -> str:
@@ -243,63 +215,109 @@ def to_hf_name(name: str) -> str:
     return name
 
 
-def from_hf_name(name: str) -> str:
-    """Accepts names without the `bert.` prefix and LayerNorm's old gamma and beta."""
-    name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
-    name = name.replace("LayerNorm.beta", "LayerNorm.bias")
-    if name.startswith(("embeddings.", "encoder.", "pooler.")):
-        name = "bert." + name
-    for ours, theirs in HF_NAMES:
-        name = name.replace(theirs, ours)
-    return name
+def hf_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {to_hf_name(n): x.detach().cpu().contiguous() for n, x in model.state_dict().items()}
 
 
-def check_config(raw: dict, c: Config, path: Path) -> None:
-    """Refuse other families, by name, and values that no BERT can have."""
-    named = str(raw.get("architectures", "['Bert"))  # old folders have no model_type, but this
-    kind = raw.get("model_type", "bert" if named.startswith("['Bert") else named)
-    if kind != "bert":
-        why = FAMILIES.get(str(kind), "that is another network")
-        raise UserError(f"{path}: model_type is {kind!r}, not 'bert': {why}; use a BERT, such as "
-                        "bert-base-uncased")
-    for name, usual in (("position_embedding_type", "absolute"), ("is_decoder", False)):
-        if (raw.get(name) or usual) != usual:
-            raise UserError(f"{path}: {name} is {raw[name]!r}; only {usual!r} is supported")
-    if str(c.hidden_act) not in ACTIVATIONS:
-        raise UserError(f"{path}: hidden_act {c.hidden_act!r} is unknown; known: "
-                        + ", ".join(ACTIVATIONS))
-    for f in fields(c):
-        value, limit = getattr(c, f.name), 1 if f.type is float else 1_000_000
-        if f.type is not str and (type(value) not in (int, f.type) or not 0 <= value < limit):
-            raise UserError(f"{path}: {f.name} is {value!r}; from 0 to below {limit} is expected")
-    if c.num_attention_heads == 0 or c.hidden_size % c.num_attention_heads:
-        raise UserError(f"{path}: hidden_size {c.hidden_size} is not a multiple of "
-                        f"num_attention_heads {c.num_attention_heads}")
-    if c.pad_token_id >= c.vocab_size:
-        raise UserError(f"{path}: pad_token_id {c.pad_token_id} is not below vocab_size")
+def save(model: nn.Module, folder: str | Path, labels: list[str] | None = None,
+         tokenizer=None, tokenizer_source: Path | None = None) -> None:
+    """Write a folder that any Hugging Face loader reads, each file atomically.
+
+    labels: the classes' names in the order of the logits; a single one means regression.
+    tokenizer: a tokenizers.Tokenizer, to be tokenizer.json.
+    tokenizer_source: a folder from which TOKENIZER_FILES are copied, as far as it has them.
+    """
+    config = {"architectures": [type(model).__name__], "model_type": "bert", "dtype": "float32",
+              "position_embedding_type": "absolute", **asdict(model.bert.config)}
+    if labels is not None:
+        config["id2label"] = {str(i): label for i, label in enumerate(labels)}
+        config["label2id"] = {label: i for i, label in enumerate(labels)}
+        if len(labels) == 1:
+            config["problem_type"] = "regression"
+    folder = Path(folder)
+    write_json(folder / "config.json", config)
+    tensors = safetensors.torch.save(hf_weights(model), metadata={"format": "pt"})
+    write_atomically(folder / "model.safetensors", tensors)
+    for name in TOKENIZER_FILES:
+        if tokenizer_source is not None and (tokenizer_source / name).exists():
+            write_atomically(folder / name, (tokenizer_source / name).read_bytes())
+    if tokenizer is not None:
+        write_atomically(folder / "tokenizer.json", tokenizer.to_str())
+
+
+# ------------------------------------- reading a Hugging Face folder, which may hold anything
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # all become float32
+HEAD_PARTS = ("pooler.", "classifier.", "qa_outputs.", "mlm_")  # by our names: all but bert.
+IGNORED = ("position_ids", "cls.predictions.decoder.", "cls.seq_relationship.")  # in no model here
+OTHER_MODELS = {  # model_type → why its weights do not fit this network
+    "roberta": "RoBERTa counts positions from 2 and has no segments",
+    "distilbert": "DistilBERT has no segments and no pooler",
+    "albert": "ALBERT shares one layer's weights among all, and factorises its embeddings",
+}
+
+
+def load(folder: str | Path, head: str, num_labels: int = 2) -> tuple[nn.Module, list[str]]:
+    """A model from a Hugging Face folder → model, names of the tensors that the folder lacks.
+
+    Only parts of the head may be lacking; they start afresh. Raises UserError for anything else.
+    """
+    config, _ = read_config(folder)
+    weights = read_weights(folder)
+    H, layers = config.hidden_size, config.num_hidden_layers
+    needed = H * (config.vocab_size + layers * (4 * H + 2 * config.intermediate_size))
+    stored = sum(tensor.numel() for tensor in weights.values())
+    if needed > max(10**9, 2 * stored):  # refuse before allocating memory
+        raise UserError(f"{folder}: config.json needs {needed:,} weights, the file has {stored:,}")
+    model = create(config, head, num_labels)
+    return model, load_weights(model, weights, str(folder))
 
 
 def read_config(folder: str | Path) -> tuple[Config, dict]:
-    """config.json as a Config and as the raw dict. What it leaves out is as in BERT-base."""
+    """config.json as a Config, and as it stands; UserError if it is not a usable BERT's."""
     path = Path(folder) / "config.json"
     raw = read_json(path)
-    c = Config(**{f.name: raw[f.name] for f in fields(Config) if raw.get(f.name) is not None})
-    check_config(raw, c, path)
-    return c, raw
+    config = Config(**{f.name: raw[f.name] for f in fields(Config) if raw.get(f.name) is not None})
+    check_config(raw, config, path)
+    return config, raw
 
 
-def read_labels(folder: str | Path) -> list[str] | None:
-    """The classes' names in the order of the logits; None for none, or LABEL_0, LABEL_1, …"""
-    names = read_config(folder)[1].get("id2label")
+def check_config(raw: dict, config: Config, path: Path) -> None:
+    """Refuse other families of models, by name, and values that no BERT can have."""
+    architectures = raw.get("architectures") or ["Bert"]  # tells in folders without model_type
+    is_bert = isinstance(architectures, list) and str(architectures[0]).startswith("Bert")
+    model_type = raw.get("model_type", "bert" if is_bert else architectures)
+    if model_type != "bert":
+        why = OTHER_MODELS.get(str(model_type), "that is another network")
+        raise UserError(f"{path}: model_type is {model_type!r}, not 'bert': {why}; use a BERT, "
+                        "such as bert-base-uncased")
+    for name, supported in (("position_embedding_type", "absolute"), ("is_decoder", False)):
+        if (raw.get(name) or supported) != supported:
+            raise UserError(f"{path}: {name} is {raw[name]!r}; only {supported!r} is supported")
+    if str(config.hidden_act) not in ACTIVATIONS:
+        raise UserError(f"{path}: hidden_act {config.hidden_act!r} is none of {[*ACTIVATIONS]}")
+    for f in fields(config):
+        value, limit = getattr(config, f.name), 1 if f.type is float else 1_000_000
+        if f.type is not str and (type(value) not in (int, f.type) or not 0 <= value < limit):
+            raise UserError(f"{path}: {f.name} is {value!r}; from 0 to below {limit} is expected")
+    if config.num_attention_heads == 0 or config.hidden_size % config.num_attention_heads:
+        raise UserError(f"{path}: hidden_size {config.hidden_size} is not a multiple of "
+                        f"num_attention_heads {config.num_attention_heads}")
+    if config.pad_token_id >= config.vocab_size:
+        raise UserError(f"{path}: pad_token_id {config.pad_token_id} is not below vocab_size")
+
+
+def read_labels(folder: str | Path) -> list[str]:
+    """The classes' names in the order of the logits; LABEL_0, LABEL_1 if config.json has none."""
+    id2label = read_config(folder)[1].get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     try:
-        labels = None if names is None else [str(names[str(i)]) for i in range(len(names))]
+        return [str(id2label[str(i)]) for i in range(len(id2label))]
     except (KeyError, TypeError):
         raise UserError(f"{folder}: id2label in config.json does not count from 0") from None
-    return None if labels and labels[0] == "LABEL_0" else labels
 
 
 def read_weights(folder: str | Path) -> dict[str, torch.Tensor]:
-    """Tensors under the file's own names; a .bin file is read weights-only, never unpickled."""
+    """Tensors under the file's names; UserError if unreadable. No code in a pickle (.bin) runs."""
     path = Path(folder) / "model.safetensors"
     try:
         if path.exists():
@@ -308,75 +326,54 @@ def read_weights(folder: str | Path) -> dict[str, torch.Tensor]:
         weights = torch.load(path, map_location="cpu", weights_only=True)
         if all(isinstance(n, str) and x.layout == torch.strided for n, x in weights.items()):
             return weights
-        why = "dense tensors with a name each are expected"
+        why = "it should hold dense tensors, each with a name"
     except FileNotFoundError:
         why = "no such file, and no model.safetensors (weights in several files are not supported)"
     except pickle.UnpicklingError:
         why = "damaged, or more than weights; a pickle can hold any program, so it was not run"
-    except Exception as error:  # the libraries raise many kinds; each means a file to replace
+    except Exception as error:  # the libraries raise many kinds; each means an unusable file
         why = "not weights: " + (str(error).strip() or type(error).__name__).splitlines()[0]
     raise UserError(f"{path}: {why}")
 
 
+def from_hf_name(name: str) -> str:
+    """Also takes names without `bert.`, and LayerNorm's old gamma and beta."""
+    name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
+    name = name.replace("LayerNorm.beta", "LayerNorm.bias")
+    if name.startswith(("embeddings.", "encoder.", "pooler.")):
+        name = "bert." + name
+    for ours, theirs in reversed(HF_NAMES):
+        name = name.replace(theirs, ours)
+    return name
+
+
 def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], where: str) -> list[str]:
-    """Copy `weights` (Hugging Face names) into `model`, checking every name and shape.
+    """Copy `weights` into `model` → names of those missing; all names are Hugging Face's.
 
-    Only parts of the task head may be missing: they keep their fresh values and are returned,
-    by their Hugging Face names. Any other missing, unknown, misshapen or NaN tensor is an error.
+    Only parts of the head may be missing, or have another number of labels; they stay as they are.
+    Raises UserError for any other missing tensor, and for an unknown, misshapen or NaN one.
     """
-    own = model.state_dict()
-    heads = {part for head in HEADS.values() for part in head.new_parts}
-    ignored = tuple(heads - set(model.new_parts))
-    fresh = set(own)
-    for theirs, tensor in weights.items():
-        name = from_hf_name(theirs)
-        if name.startswith(ignored) or any(part in theirs for part in IGNORED):
+    parameters = model.state_dict()
+    other_heads = tuple(p for p in HEAD_PARTS if not any(n.startswith(p) for n in parameters))
+    missing = set(parameters)
+    for hf_name, tensor in weights.items():
+        name = from_hf_name(hf_name)
+        if name.startswith(other_heads) or any(part in hf_name for part in IGNORED):
             continue
-        if name not in own:
-            raise UserError(f"{where}: {theirs} is not part of this model")
-        if name not in fresh:
-            raise UserError(f"{where}: {theirs} is there under two names")
-        shape, asked = tuple(tensor.shape), tuple(own[name].shape)
-        if name.startswith("classifier.") and shape[1:] == asked[1:] and shape != asked:
+        if name not in parameters:
+            raise UserError(f"{where}: {hf_name} is not part of this model")
+        if name not in missing:
+            raise UserError(f"{where}: {hf_name} appears under two names")
+        shape, expected = tuple(tensor.shape), tuple(parameters[name].shape)
+        if name.startswith("classifier.") and shape[1:] == expected[1:] and shape != expected:
             continue  # another number of labels
-        if shape != asked:
-            raise UserError(f"{where}: {theirs} is {shape}, but config.json asks for {asked}")
+        if shape != expected:
+            raise UserError(f"{where}: {hf_name} is {shape}, but config.json asks for {expected}")
         if tensor.dtype not in FLOATS or not torch.isfinite(tensor.float()).all():
-            raise UserError(f"{where}: {theirs} holds NaN, infinities, or no floats at all")
-        own[name].copy_(tensor)
-        fresh.discard(name)
-    for name in sorted(fresh):
-        if not name.startswith(model.new_parts):
+            raise UserError(f"{where}: {hf_name} holds NaN, infinities, or no floats at all")
+        parameters[name].copy_(tensor)
+        missing.discard(name)
+    for name in sorted(missing):
+        if name.startswith("bert."):
             raise UserError(f"{where}: {to_hf_name(name)} is missing")
-    return sorted(to_hf_name(name) for name in fresh)
-
-
-def load(folder: str | Path, head: str, num_labels: int = 2) -> tuple[nn.Module, list[str]]:
-    """A model from a Hugging Face folder → (model, names of newly initialised tensors)."""
-    c, _ = read_config(folder)
-    weights = read_weights(folder)
-    H, held = c.hidden_size, sum(x.numel() for x in weights.values())
-    asked = H * (c.vocab_size + c.num_hidden_layers * (4 * H + 2 * c.intermediate_size))
-    if asked > max(10**9, 2 * held):  # before any memory is asked for
-        raise UserError(f"{folder}: config.json asks for {asked:,} weights, the file has {held:,}")
-    model = create(c, head, num_labels)
-    return model, load_weights(model, weights, str(folder))
-
-
-def hf_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {to_hf_name(n): p.detach().cpu().contiguous() for n, p in model.state_dict().items()}
-
-
-def save(model: nn.Module, folder: str | Path, labels: list[str] | None = None) -> None:
-    """Write config.json and model.safetensors, so that any Hugging Face loader reads them."""
-    folder = Path(folder)
-    config = {"architectures": [model.architecture], "model_type": "bert", "dtype": "float32",
-              "position_embedding_type": "absolute", **asdict(model.bert.config)}
-    if labels is not None:
-        config["id2label"] = {str(i): label for i, label in enumerate(labels)}
-        config["label2id"] = {label: i for i, label in enumerate(labels)}
-    if labels is not None and len(labels) == 1:
-        config["problem_type"] = "regression"
-    write_atomically(folder / "config.json", json.dumps(config, indent=2) + "\n")
-    data = safetensors.torch.save(hf_weights(model), metadata={"format": "pt"})
-    write_atomically(folder / "model.safetensors", data)
+    return sorted(to_hf_name(name) for name in missing)

@@ -50,6 +50,16 @@ class Task:
     torn: bool = False
     span: bool = False  # the answer is a span of a passage (SQuAD)
 
+    @property
+    def head(self) -> tuple[str, int]:
+        """What bert.create needs to know: the kind of head, and its number of outputs."""
+        return ("span", 2) if self.span else ("classification", len(self.labels) or 1)
+
+    @property
+    def output_names(self) -> list[str] | None:
+        """The classes' names for config.json."""
+        return None if self.span else list(self.labels) or ["score"]
+
 
 YES_NO = ("0", "1")
 ENTAILMENT = ("entailment", "not_entailment")

@@ -1,8 +1,9 @@
-"""Distillation (paper, Section 6): the pruned model also learns from a fine-tuned dense teacher.
+"""Distillation (paper, §6): the pruned model also learns from a fine-tuned dense teacher.
 
     python train.py --task mnli --method dense --output runs/teacher
     python train.py --task mnli --method movement --teacher runs/teacher
 
+The loss is that of Hinton, Vinyals and Dean 2015 (arXiv 1503.02531), as in the original code.
 Shapes: B batch, C classes, T tokens.
 """
 
@@ -11,83 +12,93 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import bert
 import data
 from support.files import UserError
 
-NEVER = -1e9  # a logit whose probability is 0, and whose difference from another is no NaN
+MASKED_LOGIT = -1e9  # its probability is 0; −∞ would make the divergence NaN
 
 
-def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T² · KL(softmax(teacher / T) ‖ softmax(student / T)), batch mean; logits (B, C) → scalar.
+def scaled_kl_divergence(student_logits: Tensor, teacher_logits: Tensor,
+                         temperature: float) -> Tensor:
+    """T² · KL(p_teacher ‖ p_student), the mean over the batch: two (B, C) → a scalar.
 
-    The factor T² keeps the gradient's size the same whatever T (Hinton, Vinyals, Dean 2015).
+    T² keeps the gradient's size whatever the temperature T (Hinton et al. 2015, §2).
     """
-    p = F.log_softmax(teacher / temperature, dim=1)  # (B, C)
-    q = F.log_softmax(student / temperature, dim=1)  # (B, C)
-    # Σ p (log p − log q)
-    return temperature**2 * F.kl_div(q, p, reduction="batchmean", log_target=True)
+    # p = softmax(logits / T)
+    log_p_student = F.log_softmax(student_logits / temperature, dim=1)  # (B, C)
+    log_p_teacher = F.log_softmax(teacher_logits / temperature, dim=1)  # (B, C)
+    # KL(p_teacher ‖ p_student) = Σ p_teacher (log p_teacher − log p_student)
+    kl = F.kl_div(log_p_student, log_p_teacher, reduction="batchmean", log_target=True)
+    return temperature**2 * kl
 
 
-def teacher_loss(student: Tensor, teacher: Tensor, usable: Tensor, temperature: float) -> Tensor:
-    """How far the student's outputs are from the teacher's, for outputs of any task.
+def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, answer_tokens: Tensor,
+                      temperature: float) -> Tensor:
+    """How far the student's outputs are from the teacher's, for any task → a scalar.
 
-    student, teacher: (B, C) class logits, (B, 1) regression values, or (B, T, 2) span logits.
-    usable: (B, T) true at [CLS] and in the second segment; only spans look at it.
+    Both logits are (B, C) for classes, (B, 1) for regression, (B, T, 2) for spans.
+    answer_tokens: (B, T), true where an answer may start or end: at [CLS] and in the second
+    segment. Only spans use it; their loss is the mean of start and end.
     """
-    if student.dim() == 3:  # mean of start and end, over the tokens that an answer can use
-        student, teacher = (x.masked_fill(~usable[:, :, None], NEVER) for x in (student, teacher))
-        pairs = zip(student.unbind(2), teacher.unbind(2))  # two of (B, T)
-        return sum(divergence(s, t, temperature) for s, t in pairs) / 2
-    if student.shape[1] == 1:
-        return F.mse_loss(student, teacher)
-    return divergence(student, teacher, temperature)
+    if student_logits.dim() == 3:
+        elsewhere = ~answer_tokens[:, :, None]  # (B, T, 1)
+        student = student_logits.masked_fill(elsewhere, MASKED_LOGIT)  # (B, T, 2)
+        teacher = teacher_logits.masked_fill(elsewhere, MASKED_LOGIT)  # (B, T, 2)
+        start, end = (scaled_kl_divergence(student[:, :, i], teacher[:, :, i], temperature)
+                      for i in (0, 1))
+        return (start + end) / 2
+    if student_logits.shape[1] == 1:
+        return F.mse_loss(student_logits, teacher_logits)
+    return scaled_kl_divergence(student_logits, teacher_logits, temperature)
 
 
-def combined(task_loss: Tensor, from_teacher: Tensor, alpha: float) -> Tensor:
-    """Section 6: a convex combination; the paper's runs have α = 0.9 on the teacher."""
-    # L = α · L_teacher + (1 − α) · L_task
-    return alpha * from_teacher + (1 - alpha) * task_loss
+def total_loss(task_loss: Tensor, teacher_loss: Tensor, alpha: float) -> Tensor:
+    """The loss that is trained on; the paper's runs have α = 0.9."""
+    # §6: L = α T² KL(p_teacher ‖ p_student) + (1 − α) L_task
+    return alpha * teacher_loss + (1 - alpha) * task_loss
 
 
 # ------------------------------------------------------------------------------- the teacher
 
 
 def label_order(folder: Path, task: data.Task) -> list[int]:
-    """Where the task's labels stand among a model's: its id2label decides, not its order."""
-    ours, theirs = list(task.labels), bert.read_labels(folder)
-    # Hugging Face leaves id2label out when it is the default, two labels without names
-    count = len(bert.read_config(folder)[1].get("id2label") or (0, 1))
+    """For each of the task's classes, its place among the outputs of the model in `folder`.
+
+    Classes are matched by name (id2label in config.json). [] means that outputs stay as they are:
+    for spans, regression and classes without names. Raises UserError if the classes differ.
+    """
     if task.span:
         return []
-    if count != (len(ours) or 1):
-        raise UserError(f"{folder}: has {count} labels, the task {len(ours) or 'is a regression'}")
-    if theirs is None or not ours:  # LABEL_0, LABEL_1 …: nothing to map by
+    model_labels = bert.read_labels(folder)
+    needed = len(task.labels) or 1  # regression has one output
+    if len(model_labels) != needed:
+        raise UserError(f"{folder}: has {len(model_labels)} labels, the task {needed}")
+    if not task.labels or model_labels[0] == "LABEL_0":
         return []
-    names = [name.lower().replace("-", "_") for name in theirs]
-    missing = [label for label in ours if label not in names]
+    names = [label.lower().replace("-", "_") for label in model_labels]
+    missing = [label for label in task.labels if label not in names]
     if missing:
-        raise UserError(f"{folder}: has the labels {', '.join(theirs)}, but no "
+        raise UserError(f"{folder}: has the labels {', '.join(model_labels)}, but no "
                         + ", ".join(missing))
-    return [names.index(label) for label in ours]
+    return [names.index(label) for label in task.labels]
 
 
-def load_fine_tuned(folder: Path, task: data.Task):
-    """A model that can already do the task → (model, the order of its outputs or [])."""
+def load_fine_tuned(folder: Path, task: data.Task) -> tuple[nn.Module, list[int]]:
+    """A model that can already do the task, and its label_order; UserError if it cannot."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder (a run's, or another fine-tuned BERT's)")
     order = label_order(folder, task)
-    head = "span" if task.span else "classification"
-    model, fresh = bert.load(folder, head, 2 if task.span else len(task.labels) or 1)
+    model, fresh = bert.load(folder, *task.head)
     if fresh:
         raise UserError(f"{folder}: not fine-tuned for this task ({fresh[0]} is missing)")
     return model.eval(), order
 
 
-def load_teacher(folder: Path, task: data.Task, tokenizer):
-    """As load_fine_tuned; a teacher has to read the same tokens as its student."""
+def load_teacher(folder: Path, task: data.Task, tokenizer) -> tuple[nn.Module, list[int]]:
+    """As load_fine_tuned, frozen; UserError unless it reads the same tokens as the student."""
     model, order = load_fine_tuned(folder, task)
     if data.load_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
         raise UserError(f"--teacher {folder}: its tokenizer has another vocabulary than --model's")
@@ -95,14 +106,14 @@ def load_teacher(folder: Path, task: data.Task, tokenizer):
 
 
 def reorder(outputs: list[np.ndarray], order: list[int]) -> list[np.ndarray]:
-    """A model's outputs row by row, classes in the task's order."""
-    return [row[order] for row in outputs] if order else outputs
+    """A model's outputs, an array per row, with the classes in the task's order."""
+    return [logits[order] for logits in outputs] if order else outputs
 
 
-def batch_outputs(outputs: list[np.ndarray], index: np.ndarray, like: Tensor) -> Tensor:
-    """The kept outputs of a batch's rows, padded to the shape of the student's, `like`."""
-    padded = torch.zeros(like.shape, dtype=torch.float32)
-    for i, row in enumerate(index):
-        own = torch.from_numpy(outputs[row])  # (C) or (tokens of the row, 2)
-        padded[i, : len(own)] = own
-    return padded.to(like.device)
+def batch_outputs(outputs: list[np.ndarray], rows: np.ndarray, student_logits: Tensor) -> Tensor:
+    """The teacher's outputs for the `rows` of a batch, padded to the shape of the student's."""
+    teacher_logits = torch.zeros(student_logits.shape, dtype=torch.float32)
+    for i, row in enumerate(rows):
+        logits = torch.from_numpy(outputs[row])  # (C) or (tokens of the row, 2)
+        teacher_logits[i, : len(logits)] = logits
+    return teacher_logits.to(student_logits.device)

@@ -25,7 +25,6 @@ import evaluate
 import masking
 import train
 from compact import KINDS, Coded, decode, encode, load_sparse, pack
-from support import checkpoints as runs
 from support import cli
 from support.files import (
     UserError,
@@ -176,10 +175,9 @@ def load_run(run: Path) -> tuple[torch.nn.Module, data.Task]:
 
 def write_folder(model, task: data.Task, source: Path, target: Path) -> None:
     """The Hugging Face folder, with the tokenizer and run.json of `source`."""
-    bert.save(model, target, None if task.span else list(task.labels) or ["score"])
-    for name in ("run.json", "tokenizer.json", *runs.TOKENIZER_FILES):
-        if (source / name).exists():
-            write_atomically(target / name, (source / name).read_bytes())
+    labels = None if task.span else list(task.labels) or ["score"]
+    bert.save(model, target, labels, tokenizer_source=source)
+    write_atomically(target / "run.json", (source / "run.json").read_bytes())
 
 
 def make_parser() -> cli.Parser:

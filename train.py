@@ -168,7 +168,7 @@ def task_loss(logits, labels, attention_mask):
     """
     if logits.dim() == 3:
         padding = attention_mask[:, :, None] == 0
-        logits = logits.masked_fill(padding, distill.NEVER)  # (B, T, 2)
+        logits = logits.masked_fill(padding, distill.MASKED_LOGIT)  # (B, T, 2)
         return sum(F.cross_entropy(logits[:, :, i], labels[:, i]) for i in (0, 1)) / 2
     if logits.shape[1] == 1:
         return F.mse_loss(logits.squeeze(1), labels)
@@ -183,10 +183,11 @@ def batch_loss(model, features: data.Features, index: np.ndarray, settings: Sett
     L_task = task_loss(logits, batch["labels"], batch["attention_mask"])
     if teacher is None:
         return L_task
-    L_teacher = distill.teacher_loss(logits, distill.batch_outputs(teacher, index, logits), batch,
-                                     settings.temperature)
-    # §6: L = α L_teacher + (1 − α) L_task
-    return settings.alpha * L_teacher + (1 - settings.alpha) * L_task
+    answer_tokens = (batch["attention_mask"] * batch["token_type_ids"]).bool()  # (B, T)
+    answer_tokens[:, 0] = True  # [CLS]
+    L_teacher = distill.distillation_loss(logits, distill.batch_outputs(teacher, index, logits),
+                                          answer_tokens, settings.temperature)
+    return distill.total_loss(L_task, L_teacher, settings.alpha)
 
 
 def loss_and_gradients(model, features: data.Features, index: np.ndarray, settings: Settings,
@@ -289,12 +290,11 @@ def prepare(settings: Settings) -> Prepared:
     tokenizer = data.load_tokenizer(folder)
     config, _ = bert.read_config(folder)
     evaluate.check_fits(config, tokenizer, folder, task, settings.max_length)
-    head, outputs = ("span", 2) if task.span else ("classification", len(task.labels) or 1)
     torch.manual_seed(settings.seed)  # after pretraining, which draws numbers too
     if pretrain.is_untrained(settings.model):
-        model, fresh = bert.create(config, head, outputs), ["everything"]
+        model, fresh = bert.create(config, *task.head), ["everything"]
     else:
-        model, fresh = bert.load(folder, head, outputs)
+        model, fresh = bert.load(folder, *task.head)
     if not settings.train_embeddings:
         model.bert.embeddings.requires_grad_(False)
     return Prepared(task, rows, encode(task, rows, tokenizer, settings, training=True),
@@ -328,8 +328,8 @@ def save(folder: Path, prepared: Prepared, pruner: masking.Pruner) -> None:
     """The pruned model as a Hugging Face folder, and the pruning beside it."""
     for m in pruner.matrices:
         m.weight.data += 0.0  # W ⊙ M leaves −0.0 where W is negative; zeros should be one number
-    labels = None if prepared.task.span else list(prepared.task.labels) or ["score"]
-    bert.save(prepared.model, folder, labels, prepared.tokenizer, prepared.model_folder)
+    bert.save(prepared.model, folder, prepared.task.output_names, prepared.tokenizer,
+              prepared.model_folder)
     matrices = pruner.matrices if pruner.masked else []
     checkpoints.save_pruning({bert.to_hf_name(m.name): m for m in matrices},
                              folder / "pruning.safetensors")

@@ -57,14 +57,6 @@ def test_official_layouts(name, tmp_path):
     assert rows.texts == texts and rows.labels.tolist() == [0, 0]
 
 
-def test_file_names():
-    assert data.file_names(TASKS["cola"]) == ("train.tsv", "dev.tsv", "test.tsv")
-    assert data.file_names(TASKS["mnli"]) == (
-        "train.tsv", "dev_matched.tsv", "dev_mismatched.tsv", "test_matched.tsv",
-        "test_mismatched.tsv")
-    assert data.file_names(TASKS["squad"]) == ("train-v1.1.json", "dev-v1.1.json")
-
-
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_real_rows(name, real_data):
     task = TASKS[name]

@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import settings
 from conftest import ROOT
 
 import data
-import settings
 from support.files import UserError
 from tools import rows, sweep
 
