@@ -2,7 +2,7 @@
 
     task = data.TASKS["mnli"]
     rows = data.read(task, Path("glue"), "train")
-    tokenizer = data.load_tokenizer(Path("bert-base-uncased"))
+    tokenizer = load_tokenizer(Path("bert-base-uncased"))        support/tokenizer.py
     features = data.encode(task, rows, tokenizer, max_length=128)
     for index in data.batches(features, size=32, seed=0, epoch=0):
         batch = data.collate(features, index)
@@ -14,7 +14,6 @@ support/squad.py. Shapes: B rows in a batch, T tokens in the longest of them.
 
 import hashlib
 import itertools
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,11 +21,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import BertWordPieceTokenizer, Tokenizer
+from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from support import metrics, squad
-from support.files import UserError, read_json
+from support.files import UserError, read_lines
 
 # --------------------------------------------------------------------------------- tasks
 
@@ -176,20 +175,6 @@ def open_table(task: Task, path: Path, columns: tuple[str, ...]):
     return header, lines
 
 
-def read_lines(path: Path) -> Iterator[str]:
-    """Lines of a UTF-8 file without byte order mark and line ends; UserError if it is not one."""
-    try:
-        # in binary: text mode would also end lines at a lone carriage return within a text
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                yield text.removesuffix("\n").removesuffix("\r")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}:{number}: not UTF-8 text") from None
-
-
 def parse_label(task: Task, value: str, where: str) -> int | float:
     """The class number, or for regression the value, on STS-B's scale from 0 to 5."""
     if task.labels:
@@ -213,52 +198,6 @@ def draw(rows: Rows | squad.Questions, n: int | None) -> Rows | squad.Questions:
 
 
 # ---------------------------------------------------------------------------------- tokens
-
-
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder, with truncation and padding switched off.
-
-    It is tokenizer.json, or else made from vocab.txt. UserError if there is neither, or if it does
-    not join texts as BERT's does.
-    """
-    folder = Path(folder)
-    path = folder / "tokenizer.json"
-    if not path.exists() and not (folder / "vocab.txt").exists():
-        raise UserError(f"{folder}: neither tokenizer.json nor vocab.txt is there")
-    try:
-        tokenizer = Tokenizer.from_file(str(path)) if path.exists() else from_vocabulary(folder)
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        tokenizer.encode("\u2603")  # fails if there is no token for unknown words
-        empty_pair = tokenizer.encode("", "")
-    except UserError:
-        raise
-    except Exception as error:  # the library raises plain Exception
-        raise UserError(f"{folder}: not a tokenizer ({error})") from None
-    expected = [tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]", "[SEP]")]
-    if empty_pair.ids != expected or empty_pair.type_ids != [0, 0, 1]:
-        raise UserError(f"{folder}: the tokenizer joins two texts as {empty_pair.tokens}, not as "
-                        "BERT's does, [CLS] … [SEP] … [SEP]")
-    if tokenizer.token_to_id("[PAD]") is None:
-        raise UserError(f"{folder}: the tokenizer has no [PAD], so it is not BERT's")
-    return tokenizer
-
-
-def from_vocabulary(folder: Path) -> Tokenizer:
-    """BERT's WordPiece tokenizer with the words of vocab.txt.
-
-    tokenizer_config.json says whether text is lower-cased. If it does not say, we lower-case unless
-    the vocabulary has words with capitals, which lower-cased text would never match.
-    """
-    path = folder / "tokenizer_config.json"
-    config = read_json(path) if path.exists() else {}
-    lines = read_lines(folder / "vocab.txt")
-    words = [line for line in lines if not line.startswith("[")]  # all but [CLS] and the like
-    has_capitals = any(re.search("[A-Z]", word) for word in words)
-    return Tokenizer.from_str(BertWordPieceTokenizer(
-        str(folder / "vocab.txt"), lowercase=config.get("do_lower_case", not has_capitals),
-        strip_accents=config.get("strip_accents"),
-        handle_chinese_chars=config.get("tokenize_chinese_chars", True)).to_str())
 
 
 @dataclass

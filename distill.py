@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import bert
 import data
 from support.files import UserError
+from support.tokenizer import load_tokenizer
 
 MASKED_LOGIT = -1e9  # its probability is 0; −∞ would make the divergence NaN
 
@@ -100,7 +101,7 @@ def load_fine_tuned(folder: Path, task: data.Task) -> tuple[nn.Module, list[int]
 def load_teacher(folder: Path, task: data.Task, tokenizer) -> tuple[nn.Module, list[int]]:
     """As load_fine_tuned, frozen; UserError unless it reads the same tokens as the student."""
     model, order = load_fine_tuned(folder, task)
-    if data.load_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
+    if load_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
         raise UserError(f"--teacher {folder}: its tokenizer has another vocabulary than --model's")
     return model.requires_grad_(False), order
 

@@ -21,6 +21,7 @@ from sample import generate, pretrain
 from support import cli, csr, download, report, squad
 from support.files import UserError, read_json, run_main, write_atomically, write_json
 from support.parallel import choose_device, choose_precision
+from support.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -239,7 +240,7 @@ def prepare(args):
     settings = resolve(args)
     task = data.TASKS[settings.task]
     model, order = distill.load_fine_tuned(args.folder, task)
-    config, tokenizer = model.bert.config, data.load_tokenizer(args.folder)
+    config, tokenizer = model.bert.config, load_tokenizer(args.folder)
     device = "cpu" if args.sparse else settings.device
     precision, _ = choose_precision("fp32" if args.sparse else settings.precision, device,
                                     config.hidden_size)

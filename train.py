@@ -29,6 +29,7 @@ from sample import pretrain
 from support import checkpoints, cli, parallel, recipes, report, squad
 from support.files import RunError, UserError, run_main, write_json
 from support.penalty import PenaltySearch
+from support.tokenizer import load_tokenizer
 
 DESCRIPTION = """Fine-prune BERT (Sanh, Wolf, Rush 2020).
 
@@ -287,7 +288,7 @@ def prepare(settings: Settings) -> Prepared:
     task = data.TASKS[settings.task]
     rows, eval_rows = evaluate.load_rows(settings, task)
     folder = evaluate.model_folder(settings.model)
-    tokenizer = data.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     config, _ = bert.read_config(folder)
     evaluate.check_fits(config, tokenizer, folder, task, settings.max_length)
     torch.manual_seed(settings.seed)  # after pretraining, which draws numbers too

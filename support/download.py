@@ -29,7 +29,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from support.files import UserError, cache_path, cached, naming, write_atomically
+from support.files import UserError, cache_path, cached, naming, read_lines, write_atomically
 
 # ------------------------------------------------------------------------- the official files
 #
@@ -153,20 +153,15 @@ def extract(archive: Path, task: str, folder: Path) -> None:
         source.extractall(folder, wanted.intersection(source.namelist()))
 
 
-def read_lines(path: Path) -> list[str]:
-    text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
-    return [line for line in text.split("\n") if line]
-
-
 def convert_mrpc(downloads: Path, target: Path) -> None:
     """MRPC's text files → GLUE's tables: pairs on the list of ids are dev, the others train."""
     dev_ids = set(read_lines(downloads / "mrpc_dev_ids.tsv"))
-    header, *rows = read_lines(downloads / "msr_paraphrase_train.txt")
+    header, *rows = filter(None, read_lines(downloads / "msr_paraphrase_train.txt"))
     tables = {"train": [header], "dev": [header], "test": [header.replace("Quality", "index")]}
     for row in rows:
         ids = "\t".join(row.split("\t")[1:3])
         tables["dev" if ids in dev_ids else "train"].append(row)
-    _, *rows = read_lines(downloads / "msr_paraphrase_test.txt")
+    _, *rows = filter(None, read_lines(downloads / "msr_paraphrase_test.txt"))
     for i, row in enumerate(rows):  # GLUE's test rows have a number in place of the label
         tables["test"].append("\t".join([str(i), *row.split("\t")[1:]]))
     for split, lines in tables.items():

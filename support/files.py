@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -146,6 +147,20 @@ def read_json(path: str | Path) -> dict:
     if not isinstance(value, dict):
         raise UserError(f"{path}: not a JSON object")
     return value
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Lines of a UTF-8 file without byte order mark and line ends; UserError if it is not one."""
+    try:
+        # in binary: text mode would also end lines at a lone carriage return within a text
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                yield text.removesuffix("\n").removesuffix("\r")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}:{number}: not UTF-8 text") from None
 
 
 # ------------------------------------------------------------------------ locks and the cache

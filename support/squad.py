@@ -201,7 +201,7 @@ def encode(questions: Questions, tokenizer: Tokenizer, max_length: int = 384,
     """Windows of at most max_length tokens, which begin doc_stride tokens of the context apart.
 
     Questions are shortened to max_query tokens. With training=True, those without an answer in
-    place are left out. The tokenizer must not truncate (data.load_tokenizer). UserError if
+    place are left out. The tokenizer must not truncate (support/tokenizer.py). UserError if
     max_length is too short, or if nothing is left to train on.
     """
     shortest = max_query + doc_stride + 3

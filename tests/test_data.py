@@ -8,6 +8,7 @@ import pytest
 import data
 from support import metrics
 from support.files import UserError
+from support.tokenizer import load_tokenizer
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "d", "##x", "ab", "é", "e"]
 
@@ -22,7 +23,7 @@ def vocabulary(folder, words=WORDS, **config):
 
 @pytest.fixture
 def tokenizer(tmp_path):
-    return data.load_tokenizer(vocabulary(tmp_path / "tokenizer"))
+    return load_tokenizer(vocabulary(tmp_path / "tokenizer"))
 
 
 def rows_of(*texts):
@@ -102,7 +103,7 @@ def test_a_batch_by_hand(tokenizer):
 
 def test_padding_is_the_tokenizers_own(tmp_path):
     words = ["a", "[CLS]", "[SEP]", "[UNK]", "[PAD]"]
-    tokenizer = data.load_tokenizer(vocabulary(tmp_path / "v", words))
+    tokenizer = load_tokenizer(vocabulary(tmp_path / "v", words))
     f = data.encode_texts(rows_of("a", "a a"), tokenizer, 9)
     assert data.collate(f, np.array([0, 1]))["input_ids"].tolist() == [[1, 0, 2, 4], [1, 0, 0, 2]]
 
@@ -128,19 +129,19 @@ def test_vocabulary_files_equal_transformers(config, tmp_path):
     transformers = pytest.importorskip("transformers")
     folder = vocabulary(tmp_path / "v", WORDS[:5] + PIECES, **config)
     theirs = transformers.BertTokenizer.from_pretrained(folder)
-    ours = data.load_tokenizer(folder).encode(TEXT, "the THE")
+    ours = load_tokenizer(folder).encode(TEXT, "the THE")
     expected = theirs(TEXT, "the THE")
     assert ours.ids == expected["input_ids"] and ours.type_ids == expected["token_type_ids"]
     theirs.save_pretrained(tmp_path / "again")  # which writes a tokenizer.json
     assert (tmp_path / "again" / "tokenizer.json").exists()
-    assert data.load_tokenizer(tmp_path / "again").encode(TEXT, "the THE").ids == ours.ids
+    assert load_tokenizer(tmp_path / "again").encode(TEXT, "the THE").ids == ours.ids
 
 
 def test_a_vocabulary_with_capitals_is_cased_unless_the_config_says_otherwise(tmp_path):
     tokens = {}
     for name, words in {"cased": PIECES, "uncased": [p for p in PIECES if p == p.lower()]}.items():
         folder = vocabulary(tmp_path / name, WORDS[:5] + words)
-        tokens[name] = data.load_tokenizer(folder).encode("The ABx Café").tokens[1:-1]
+        tokens[name] = load_tokenizer(folder).encode("The ABx Café").tokens[1:-1]
     assert tokens == {"cased": ["The", "A", "##B", "##x", "Café"],
                       "uncased": ["the", "a", "##b", "##x", "cafe"]}
 
@@ -152,7 +153,7 @@ def test_real_tokenizer_equals_transformers(real_model, tmp_path):
     a, b = [TEXT * 9, TEXT, "x"], ["A second text.", "", TEXT * 20]
     for folder in (real_model, tmp_path):  # tokenizer.json, which pads to 128; vocab.txt alone
         rows = data.Rows(list(zip(a, b)), np.zeros(3))
-        f = data.encode_texts(rows, data.load_tokenizer(folder), 128)
+        f = data.encode_texts(rows, load_tokenizer(folder), 128)
         expected = theirs(a, b, truncation="longest_first", max_length=128)
         for i in range(3):
             batch = data.collate(f, np.array([i]))
@@ -182,7 +183,7 @@ def test_refused_tokenizers(case, tmp_path):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError) as error:
-        data.load_tokenizer(tmp_path)
+        load_tokenizer(tmp_path)
     assert message in str(error.value) and str(tmp_path) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -233,5 +234,5 @@ def test_padding_stays_under_five_percent(mean, spread, longest, rows):
 
 def test_padding_on_real_rows(real_model, real_data):
     rows = data.draw(data.read(data.TASKS["sst2"], real_data, "train"), 20_000)
-    f = data.encode_texts(rows, data.load_tokenizer(real_model), 128)
+    f = data.encode_texts(rows, load_tokenizer(real_model), 128)
     assert padding(f, data.batches(f, 32, seed=0, epoch=0)) < 0.05

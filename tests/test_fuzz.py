@@ -25,6 +25,7 @@ import masking
 import train
 from support import checkpoints, squad
 from support.files import UserError, write_json
+from support.tokenizer import load_tokenizer
 from tools import rows
 
 SEED = int(os.environ.get("FUZZ_SEED", 0))
@@ -130,11 +131,11 @@ def test_tokenizers(name, folder):
     (folder / "tokenizer_config.json").write_text(json.dumps({
         "do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}))
     if name == "tokenizer.json":
-        (folder / name).write_text(data.load_tokenizer(folder).to_str(pretty=True))
+        (folder / name).write_text(load_tokenizer(folder).to_str(pretty=True))
     rows = data.Rows([(text, text) for text in TEXTS], np.zeros(len(TEXTS)))
 
     def read():
-        data.encode_texts(rows, data.load_tokenizer(folder), 8)
+        data.encode_texts(rows, load_tokenizer(folder), 8)
 
     attack(folder / name, read, 200)
 
@@ -146,7 +147,7 @@ def test_questions(folder):
     path = folder / "questions.json"
     path.write_text(json.dumps({"version": "1.1", "data": [
         {"title": "T", "paragraphs": [{"context": context, "qas": qas}]}]}))
-    tokenizer = data.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
 
     def read():
         squad.encode(squad.read(path), tokenizer, 20, 4, 8)

@@ -17,7 +17,7 @@ from loopback import Server
 from tiny import write_model
 
 import bert
-import data
+from support.tokenizer import load_tokenizer
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
@@ -93,7 +93,7 @@ def hub(tmp_path_factory):
     """A Hub with some models, the cache, and what became of fetching each (fetch_models)."""
     home, folder = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("tiny")
     write_model(folder)
-    data.load_tokenizer(folder).save(str(folder / "tokenizer.json"))
+    load_tokenizer(folder).save(str(folder / "tokenizer.json"))
     tiny = {path.name: path.read_bytes() for path in folder.iterdir()}
     rest = {name: body for name, body in tiny.items() if name != "model.safetensors"}
     extra = {"pytorch_model.bin": b"pickle", "onnx/model.safetensors": b"x", "README.md": b"x"}
@@ -117,7 +117,7 @@ def test_a_model_comes_with_the_files_that_are_read_and_no_others(hub):
     assert folder.is_relative_to(home)
     assert {path.name for path in folder.iterdir()} == {
         "config.json", "model.safetensors", "vocab.txt", "tokenizer.json"}
-    assert data.load_tokenizer(folder).token_to_id("b") == 6
+    assert load_tokenizer(folder).token_to_id("b") == 6
 
 
 @pytest.mark.parametrize("name", ["org/tiny", "org/cut-once"])

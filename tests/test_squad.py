@@ -14,6 +14,7 @@ import data
 from sample import squad as sample_squad
 from support import squad
 from support.files import UserError
+from support.tokenizer import load_tokenizer
 
 # The vocabulary is single letters, so tokens are easy to count: "abc" is a ##b ##c.
 LETTERS = string.ascii_lowercase
@@ -372,7 +373,7 @@ def test_pretraining_passages_are_neither_train_nor_dev(sample):
 
 @pytest.mark.parametrize("name", FILES)
 def test_real_answers_come_back(name, real_data, real_model):
-    tokenizer = data.load_tokenizer(real_model)
+    tokenizer = load_tokenizer(real_model)
     questions = squad.read(real_data / "SQuAD" / name).take(range(0, 10_000, 8))
     assert questions.unfound == 0
     with_answer, exact = check_windows(questions, tokenizer, 384, 128, 64)
