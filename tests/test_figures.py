@@ -11,6 +11,7 @@ import safetensors.numpy
 import torch
 from conftest import ROOT
 
+import bert
 from support import checkpoints as runs
 from support.files import UserError
 from tools import anatomy, figures, rows, tables
@@ -206,7 +207,7 @@ def tiny_run(tmp_path):
             "model_type": "bert", "hidden_size": 4, "num_attention_heads": 2,
             "intermediate_size": 4, "num_hidden_layers": 1, "vocab_size": 9}))
 
-    names = [f"bert.encoder.layer.0.{name}.weight" for name in anatomy.MATRICES]
+    names = [bert.to_hf_name(f"bert.layers.0.{name}.weight") for name in anatomy.MATRICES]
     sign = np.array([1, -1, 1, -1], np.float32)
     start = {name: np.tile(sign, (4, 1)) for name in names}
     write(tmp_path / "start", start)
@@ -276,7 +277,7 @@ def test_anatomy_compares_with_what_the_run_began_with_alone(tiny_run):
             {"method": "movement", "density": 0.25, "start_fingerprint": told}))
         a = anatomy.read(tiny_run)
         assert ("moved_kept" in anatomy.table(a)[-1]) == known
-        assert ("not today what the run began with" in a.note) != known
+        assert ("has changed since the run began" in a.note) != known
 
 
 def test_a_damaged_run_is_named(tiny_run):
