@@ -97,7 +97,8 @@ def test_runs_are_made_once_and_looked_at_again(command, tmp_path):
 
 
 @pytest.mark.parametrize("words, said", [
-    (["--claims", "shap"], "shape"), (["--method", "l0"], "--method"), (["--claims", "close", "7"], "7")])
+    (["--claims", "shap"], "shape"), (["--method", "l0"], "--method"),
+    (["--claims", "close", "7"], "7")])
 def test_wrong_words_are_refused(words, said, command, tmp_path):
     done = command("tools.claims", *words, "--output", tmp_path / "runs")
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
