@@ -11,7 +11,6 @@ import safetensors.numpy
 import torch
 from conftest import ROOT
 
-import bert
 from support import checkpoints as runs
 from support.files import UserError
 from tools import anatomy, figures, rows, tables
@@ -207,7 +206,7 @@ def tiny_run(tmp_path):
             "model_type": "bert", "hidden_size": 4, "num_attention_heads": 2,
             "intermediate_size": 4, "num_hidden_layers": 1, "vocab_size": 9}))
 
-    names = [bert.to_hf_name(f"bert.layers.0.{name}.weight") for name in anatomy.MATRICES]
+    names = [f"bert.encoder.layer.0.{name}.weight" for name in anatomy.MATRICES]
     sign = np.array([1, -1, 1, -1], np.float32)
     start = {name: np.tile(sign, (4, 1)) for name in names}
     write(tmp_path / "start", start)

@@ -19,9 +19,9 @@ from sample import pretrain
 from support import checkpoints
 from support.files import UserError, read_json
 
-MATRICES = {  # name inside a layer of bert.py → name in the tables
-    "query": "query", "key": "key", "value": "value", "attention_out": "output", "up": "ffn in",
-    "down": "ffn out"}
+MATRICES = {  # Hugging Face's name inside a layer → name in the tables
+    "attention.self.query": "query", "attention.self.key": "key", "attention.self.value": "value",
+    "attention.output.dense": "output", "intermediate.dense": "ffn in", "output.dense": "ffn out"}
 COLUMNS = ("run", "layer", "matrix", "entries", "kept", "density", "moved_kept", "moved_pruned",
            "grown", "flipped", "came_back", "dead_heads", "dead_neurons")
 
@@ -99,9 +99,10 @@ def matrix_names(folder: Path) -> dict[str, tuple[int, str]]:
     with torch.device("meta"):  # names alone, no weights
         model = bert.create(bert.read_config(folder)[0], "classification")
     names = {}
-    for name in masking.encoder_matrices(model):  # such as bert.layers.0.query.weight
-        _, _, layer, kind, _ = name.split(".")
-        names[bert.to_hf_name(name)] = int(layer), MATRICES[kind]
+    for name in map(bert.to_hf_name, masking.encoder_matrices(model)):
+        # bert.encoder.layer.0.attention.self.query.weight
+        layer, kind = name.removeprefix("bert.encoder.layer.").split(".", 1)
+        names[name] = int(layer), MATRICES[kind.removesuffix(".weight")]
     return names
 
 
