@@ -276,7 +276,7 @@ def test_anatomy_compares_with_what_the_run_began_with_alone(tiny_run):
             {"method": "movement", "density": 0.25, "start_fingerprint": told}))
         a = anatomy.read(tiny_run)
         assert ("moved_kept" in anatomy.table(a)[-1]) == known
-        assert ("not today what the run began with" in a.note) != known
+        assert ("has changed since the run began" in a.note) != known
 
 
 def test_a_damaged_run_is_named(tiny_run):

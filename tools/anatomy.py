@@ -1,11 +1,10 @@
-"""What pruning left of a run's model, in numbers: where weights remain, how far they moved.
+"""What pruning left of a run's model, in numbers: where weights remain, and how far they moved.
 
     python -m tools.figures --run runs/mnli-movement-0.1-s0 runs/mnli-magnitude-0.1-s0
 
-W0 is a pretrained matrix, W the fine-tuned one (where it is pruned, too), M its mask, S its scores.
+W0 is a pretrained matrix, W the fine-tuned one with its pruned entries, M its mask, S its scores.
 """
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,40 +13,42 @@ import safetensors.numpy
 import torch
 
 import bert
+import evaluate
 import masking
-import train
 from sample import pretrain
-from support import checkpoints as runs
+from support import checkpoints
 from support.files import UserError, read_json
 
-MATRICES = {  # Hugging Face's name inside a layer → the paper's
+MATRICES = {  # Hugging Face's name inside a layer → name in the tables
     "attention.self.query": "query", "attention.self.key": "key", "attention.self.value": "value",
     "attention.output.dense": "output", "intermediate.dense": "ffn in", "output.dense": "ffn out"}
-NAME = re.compile(rf"bert\.encoder\.layer\.(\d+)\.({'|'.join(MATRICES)})\.weight")
 COLUMNS = ("run", "layer", "matrix", "entries", "kept", "density", "moved_kept", "moved_pruned",
            "grown", "flipped", "came_back", "dead_heads", "dead_neurons")
 
 
 @dataclass
 class Part:
-    """One matrix, all arrays (n, m). W0 is None where the starting weights are not to be had."""
+    """One matrix; all arrays have its shape."""
 
     layer: int
     name: str
     W: np.ndarray
     M: np.ndarray  # bool
-    W0: np.ndarray | None = None
-    S: np.ndarray | None = None  # methods with scores
-    ever: np.ndarray | None = None  # bool, true where it was pruned at any step
+    W0: np.ndarray | None = None  # None where the starting weights cannot be read
+    S: np.ndarray | None = None  # only of methods with scores
+    ever_pruned: np.ndarray | None = None  # bool: was its mask 0 at any step?
 
 
 @dataclass
 class Anatomy:
+    """The matrices of a finished run, layer by layer, each layer's in the order of MATRICES."""
+
     label: str
     method: str
     parts: list[Part]
     heads: int  # of a layer
-    note: str = ""
+    metrics: dict  # its metrics.json
+    note: str = ""  # why there are no starting weights
 
     @property
     def layers(self) -> int:
@@ -61,132 +62,137 @@ class Anatomy:
 
 
 def read(run: Path) -> Anatomy:
-    """A finished run of train.py, and the weights that it started from."""
-    metrics, made = read_json(run / "metrics.json"), read_json(run / "run.json")
-    weights = bert.read_weights(run)
+    """The matrices of a finished run of train.py, and what they were before training."""
     try:
-        pruning = safetensors.numpy.load_file(run / "pruning.safetensors")
+        return assemble(run, read_json(run / "metrics.json"), read_json(run / "run.json"),
+                        safetensors.numpy.load_file(run / "pruning.safetensors"))
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{run / 'pruning.safetensors'}: not readable ({error})") from None
-    try:
-        return assemble(run, metrics, made, weights, pruning)
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{run}: not a folder as train.py leaves it ({error!r}); train again with "
                         "--overwrite") from None
 
 
-def assemble(run: Path, metrics: dict, made: dict, weights: dict, pruning: dict) -> Anatomy:
-    """From the JSON files of a run's folder, and the tensors of its two others."""
-    start, note = starting_weights(made["model"], metrics.get("start_fingerprint"))
+def assemble(run: Path, metrics: dict, settings: dict, pruning: dict[str, np.ndarray]) -> Anatomy:
+    """`pruning`: the arrays of pruning.safetensors."""
+    weights, method = bert.read_weights(run), metrics["method"]
+    start, note = starting_weights(settings["model"], metrics.get("start_fingerprint"))
     parts = []
-    for name, tensor in weights.items():
-        found = NAME.fullmatch(name)
-        if found:
-            W, M = tensor.float().numpy().copy(), np.ones(tensor.shape, bool)
-            S, ever = (pruning.get(f"{name}.{part}") for part in ("scores", "ever_pruned"))
-            if f"{name}.mask" in pruning:
-                M = bits(pruning[f"{name}.mask"], M.shape)
-                W[~M] = pruning[f"{name}.pruned"]
-                if metrics["method"] == "l0":  # the model holds W times gates that are half open
-                    W[M] /= masking.L0().mask(torch.from_numpy(S), 0, None)[0].numpy()[M]
-            parts.append(Part(
-                int(found[1]), MATRICES[found[2]], W, M, start.get(name),
-                S, None if ever is None else bits(ever, M.shape)))
-    if not parts:
-        raise ValueError("no matrices of an encoder in it")
-    parts.sort(key=lambda p: (p.layer, list(MATRICES.values()).index(p.name)))
-    method, keep = metrics["method"], metrics["density"]
-    label = f"{method}, {100 * keep:.3g} %" + (", global" * (made.get("scope") == "global"))
+    for name, (layer, kind) in matrix_names(run).items():
+        W = weights[name].float().numpy().copy()
+        M, S, ever_pruned = np.ones(W.shape, bool), pruning.get(f"{name}.scores"), None
+        if method != "dense":
+            M, ever_pruned = (unpack_bits(pruning[f"{name}.{mask}"], W.shape)
+                              for mask in ("mask", "ever_pruned"))
+            W[~M] = pruning[f"{name}.pruned"]
+        if method == "l0":  # the model holds W times gates, which can be between 0 and 1
+            W[M] /= masking.L0().mask(torch.from_numpy(S), 0, None)[0].numpy()[M]
+        parts.append(Part(layer, kind, W, M, start.get(name), S, ever_pruned))
+    label = f"{method}, {100 * metrics['density']:.3g} %"
+    label += ", global" * (settings.get("scope") == "global")
     heads = bert.read_config(run)[0].num_attention_heads
-    return Anatomy(label, method, parts, heads, note)
+    return Anatomy(label, method, parts, heads, metrics, note)
 
 
-def bits(packed: np.ndarray, shape) -> np.ndarray:
+def matrix_names(folder: Path) -> dict[str, tuple[int, str]]:
+    """Hugging Face's name of each matrix that is pruned → its layer, its name in the tables."""
+    with torch.device("meta"):  # names alone, no weights
+        model = bert.create(bert.read_config(folder)[0], "classification")
+    names = {}
+    for name in map(bert.to_hf_name, masking.encoder_matrices(model)):
+        # bert.encoder.layer.0.attention.self.query.weight
+        layer, kind = name.removeprefix("bert.encoder.layer.").split(".", 1)
+        names[name] = int(layer), MATRICES[kind.removesuffix(".weight")]
+    return names
+
+
+def unpack_bits(packed: np.ndarray, shape) -> np.ndarray:
     return np.unpackbits(packed, count=int(np.prod(shape))).reshape(shape).astype(bool)
 
 
-def starting_weights(model: str, known: str | None) -> tuple[dict[str, np.ndarray], str]:
-    """The pretrained matrices by name, and why there are none; `known`: the run's fingerprint."""
+def starting_weights(model: str, fingerprint: str | None) -> tuple[dict[str, np.ndarray], str]:
+    """→ matrices before training by Hugging Face's names, and why there are none.
+
+    `fingerprint`: of the matrices that the run started from, where it recorded one.
+    """
     if pretrain.is_untrained(model):
         return {}, "it started from random weights: nothing to compare with"
     try:
-        weights = bert.read_weights(train.model_folder(model))
-    except UserError as error:
+        folder = evaluate.model_folder(model)
+        weights = {bert.to_hf_name(bert.from_hf_name(name)): tensor.float()
+                   for name, tensor in bert.read_weights(folder).items()}
+        matrices = {name: weights[name] for name in matrix_names(folder)}
+    except (UserError, KeyError) as error:
         return {}, f"without the starting weights ({error})"
-    named = {bert.to_hf_name(bert.from_hf_name(name)): x for name, x in weights.items()}
-    matrices = {name: x.float() for name, x in named.items() if NAME.fullmatch(name)}
-    if known and known != runs.fingerprint(matrices):
-        return {}, f"without the starting weights: {model} is not today what the run began with"
-    return {name: x.numpy() for name, x in matrices.items()}, ""
+    if fingerprint and fingerprint != checkpoints.fingerprint(matrices):
+        return {}, f"without the starting weights: {model} has changed since the run began"
+    return {name: tensor.numpy() for name, tensor in matrices.items()}, ""
 
 
 # ------------------------------------------------------------------------------- measuring it
 
 
 def totals(part: Part) -> dict[str, np.ndarray]:
-    """Of one matrix, name → (sum, number of weights it is over):
+    """Of one matrix, name → (sum, number of weights that it is over):
 
     density, over all; how far weights moved, in standard deviations of W0, over the kept and over
     the pruned ones; how many of the kept grew in size or changed sign; how many of those pruned at
     any step came back.
     """
     W, M, W0 = part.W, part.M, part.W0
-    found = {"density": (M.sum(), M.size)}
+    sums = {"density": (M.sum(), M.size)}
     if W0 is not None:
         moved = np.abs(W - W0) / W0.std()
-        found |= {"moved_kept": (moved[M].sum(dtype=np.float64), M.sum()),
-                  "moved_pruned": (moved[~M].sum(dtype=np.float64), (~M).sum()),
-                  "grown": ((np.abs(W) > np.abs(W0))[M].sum(), M.sum()),
-                  "flipped": ((W * W0 < 0)[M].sum(), M.sum())}
-    if part.ever is not None:
-        found["came_back"] = (M[part.ever].sum(), part.ever.sum())
-    return {name: np.array(pair, np.float64) for name, pair in found.items()}
+        sums |= {"moved_kept": (moved[M].sum(dtype=np.float64), M.sum()),
+                 "moved_pruned": (moved[~M].sum(dtype=np.float64), (~M).sum()),
+                 "grown": ((np.abs(W) > np.abs(W0))[M].sum(), M.sum()),
+                 "flipped": ((W * W0 < 0)[M].sum(), M.sum())}
+    if part.ever_pruned is not None:
+        sums["came_back"] = (M[part.ever_pruned].sum(), part.ever_pruned.sum())
+    return {name: np.array(pair, np.float64) for name, pair in sums.items()}
 
 
-def row_of(layer, matrix: str, found: list[dict]) -> dict:
-    """A row of the table from the totals of one matrix or of several."""
-    sums = {name: sum(one[name] for one in found) for name in found[0]}
+def row_of(layer, matrix: str, parts: list[dict]) -> dict:
+    """A row of the table; `parts`: the totals of each matrix that it is about."""
+    sums = {name: sum(part[name] for part in parts) for name in parts[0]}
     kept, entries = map(int, sums["density"])
     return {"layer": layer, "matrix": matrix, "entries": entries, "kept": kept} | {
         name: float(total / count) for name, (total, count) in sums.items() if count}
 
 
-def dead_units(a: Anatomy, layer: int) -> tuple[int, int]:
-    """Attention heads and feed-forward neurons of a layer that can no longer say anything: all
-    that makes their value, or all that carries it on, is pruned."""
+def dead_units(a: Anatomy, layer: int) -> dict[str, int]:
+    """Attention heads and feed-forward neurons of a layer without effect: everything that leads
+    into them, or everything that leads out, is pruned."""
     value, output, into, out = (a.get(layer, name).M
                                 for name in ("value", "output", "ffn in", "ffn out"))
-    per_head = value.any(1).reshape(a.heads, -1).any(1)  # value (H, H): a head is rows
-    carried = output.any(0).reshape(a.heads, -1).any(1)  # output (H, H): a head is columns
-    return int((~(per_head & carried)).sum()), int((~(into.any(1) & out.any(0))).sum())
+    alive_in = value.any(1).reshape(a.heads, -1).any(1)  # value (H, H): a head is rows
+    alive_out = output.any(0).reshape(a.heads, -1).any(1)  # output (H, H): a head is columns
+    return {"dead_heads": int((~(alive_in & alive_out)).sum()),
+            "dead_neurons": int((~(into.any(1) & out.any(0))).sum())}
 
 
 def table(a: Anatomy) -> list[dict]:
     """A row for each matrix, then one for each layer, then one for all."""
-    found = [totals(part) for part in a.parts]
-    matrices = [row_of(p.layer + 1, p.name, [one]) for p, one in zip(a.parts, found)]
-    layers = []
-    for layer in range(a.layers):
-        own = [one for p, one in zip(a.parts, found) if p.layer == layer]
-        heads, neurons = dead_units(a, layer)
-        layers.append(row_of(layer + 1, "all", own)
-                      | {"dead_heads": heads, "dead_neurons": neurons})
-    whole = row_of("all", "all", found) | {
+    sums = [totals(part) for part in a.parts]
+    matrices = [row_of(p.layer + 1, p.name, [s]) for p, s in zip(a.parts, sums)]
+    layers = [row_of(layer + 1, "all", [s for p, s in zip(a.parts, sums) if p.layer == layer])
+              | dead_units(a, layer) for layer in range(a.layers)]
+    whole = row_of("all", "all", sums) | {
         name: sum(row[name] for row in layers) for name in ("dead_heads", "dead_neurons")}
     return [{"run": a.label} | row for row in (*matrices, *layers, whole)]
 
 
-def text(a: Anatomy, found: list[dict]) -> str:
-    """The table to read: a line a layer, density of each matrix in %."""
-    lines = [f"{a.label}" + (f" · {a.note}" if a.note else "")]
-    lines.append("layer   " + "".join(f"{name:>9}" for name in MATRICES.values())
-                 + "      all  dead heads  dead neurons")
+def text(a: Anatomy, rows: list[dict]) -> str:
+    """The table for reading: one line for each layer, with the density of each matrix in %."""
+    lines = [f"{a.label}" + (f" · {a.note}" if a.note else ""),
+             "layer   " + "".join(f"{name:>9}" for name in MATRICES.values())
+             + "      all  dead heads  dead neurons"]
     for layer in range(1, a.layers + 1):
-        own = {row["matrix"]: row for row in found if row["layer"] == layer}
-        lines.append(f"{layer:<8}" + "".join(
-            f"{100 * own[name]['density']:8.2f}%" for name in (*MATRICES.values(), "all"))
-            + f"{own['all']['dead_heads']:>12}{own['all']['dead_neurons']:>14}")
-    whole = found[-1]
+        by_matrix = {row["matrix"]: row for row in rows if row["layer"] == layer}
+        densities = [by_matrix[name]["density"] for name in (*MATRICES.values(), "all")]
+        lines.append(f"{layer:<8}" + "".join(f"{100 * density:8.2f}%" for density in densities)
+                     + "{dead_heads:>12}{dead_neurons:>14}".format(**by_matrix["all"]))
+    whole = rows[-1]
     heads, neurons = a.heads * a.layers, sum(p.M.shape[0] for p in a.parts if p.name == "ffn in")
     lines.append(f"in all {100 * whole['density']:.2f} % of {whole['entries']:,} weights; nothing "
                  f"left of {whole['dead_heads']} of {heads} heads and {whole['dead_neurons']} of "
@@ -196,6 +202,6 @@ def text(a: Anatomy, found: list[dict]) -> str:
         lines.append(f"moved by {whole['moved_kept']:.3f} standard deviations of the pretrained "
                      f"weights where kept{pruned}; of the kept {100 * whole['grown']:.1f} % grew "
                      f"in size, {100 * whole['flipped']:.2f} % changed sign")
-    lines.append(f"{100 * whole['came_back']:.2f} % of the weights ever pruned came back"
-                 if "came_back" in whole else "no record of which pruned weights came back")
+    if "came_back" in whole:
+        lines.append(f"{100 * whole['came_back']:.2f} % of the weights ever pruned came back")
     return "\n".join(lines)
