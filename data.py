@@ -296,7 +296,7 @@ def encode_cached(rows: Rows, tokenizer: Tokenizer, max_length: int) -> Features
         np.savez(folder / "features.npz", ids=f.ids, starts=f.starts, first=f.first)
 
     for _ in range(2):
-        folder = cached("features", ["data.py"], key.hexdigest(), make)
+        folder = cached("features", f"1 {key.hexdigest()}", make)
         try:
             with np.load(folder / "features.npz", allow_pickle=False) as kept:
                 return Features(**kept, labels=rows.labels, pad=tokenizer.token_to_id("[PAD]"))

@@ -26,7 +26,7 @@ from sample import pretrain
 from settings import choose_precision, make_parser, make_schedule, settings
 from support import checkpoints as runs
 from support import download, parallel, report, squad
-from support.files import RunError, UserError, cached, run_main, write_json
+from support.files import RunError, UserError, run_main, write_json
 
 # ----------------------------------------------------------------- rows, features and model
 
@@ -34,12 +34,7 @@ from support.files import RunError, UserError, cached, run_main, write_json
 def data_folder(name: str, task_name: str) -> Path:
     """The folder of the official files; sample and download are made on first use."""
     if name == "sample":
-        folder = cached("sample", sample_data.SOURCES, "", sample_data.write_all)
-        if not (folder / data.TASKS[task_name].folder).is_dir():
-            raise UserError(f"--task {task_name}: there is no sample of it; give --data DIR with "
-                            f"the official files in DIR/{data.TASKS[task_name].folder}, or "
-                            "--data download")
-        return folder
+        return sample_data.sample_folder(data.TASKS[task_name].folder)
     if name == "download":
         return download.data_folder(task_name)
     if not Path(name).is_dir():

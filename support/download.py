@@ -276,7 +276,7 @@ def data_folder(task_name: str) -> Path:
             raise UserError(f"{error}; try again, or put {names} into DIR/{task.folder} by hand "
                             "and give --data DIR") from None
 
-    return cached(f"official-{task_name}", [], repr(source), make_or_tell)
+    return cached(f"official-{task_name}", repr(source), make_or_tell)
 
 
 # ------------------------------------------------------------------------------- the Hub

@@ -177,16 +177,19 @@ def hold(path: Path, taken: str):
     return file
 
 
-def cached(name: str, sources: list[str], settings: str, make) -> Path:
-    """The cache folder NAME-KEY, made by `make(folder)` if it is not there yet.
+def cache_path(name: str, key: str) -> Path:
+    """The folder that cached(name, key, …) finds or makes, whether or not it exists yet."""
+    return cache_folder() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
-    The key changes with the source files and settings that made it. The folder appears complete
-    or not at all, and a second process waits for the first.
+
+def cached(name: str, key: str, make) -> Path:
+    """The folder cache_path(name, key), filled by `make(folder)` if it is not there yet.
+
+    `key` holds everything that decides the content: sizes, seeds, steps, and a version number that
+    goes up when code changes it. The folder appears complete or not at all; a second process
+    waits for the first.
     """
-    key = hashlib.sha256(settings.encode())
-    for source in sources:
-        key.update((Path(__file__).parent.parent / source).read_bytes())
-    folder = cache_folder() / f"{name}-{key.hexdigest()[:12]}"
+    folder = cache_path(name, key)
     with locked(folder):
         if not folder.exists():
             with whole_folder(folder) as part:
