@@ -1,8 +1,10 @@
-"""Generated inference pairs in MNLI's manner, their labels computed, not written.
+"""Generated sentence pairs in the manner of MNLI, with labels that are computed from the meaning.
 
-A quantified sentence and 1 to 3 edits of it, model checked over all small situations: entailment
-if none makes the premise true and the hypothesis false, contradiction if none makes both true,
-neutral otherwise (the subjects of every, all, no, most and not all exist).
+A premise and a hypothesis are two quantified sentences, one made from the other by one or two
+edits. They are compared in all small situations (how many things of each kind there are): the
+label is entailment if the hypothesis is true wherever the premise is, contradiction if the two are
+never true together, and neutral otherwise. What "every", "all", "no", "most" and "not every"
+speak of is taken to exist.
 """
 
 import itertools
@@ -12,102 +14,176 @@ from collections import Counter, namedtuple
 from collections.abc import Iterator
 from functools import lru_cache
 
-from sample.lexicon import LEXICON, NAMES, WORDS, Word, articles, at, choose, inflect, role, split
+from sample import lexicon
+from sample.lexicon import LEXICON, NAMES, Word, choose, inflect
 
-# ---- MNLI: meaning.  Quantifier -> (plural?, truth where a subjects satisfy the predicate and b do
-# not, must subjects exist?, may the verb be negated without ambiguity of scope?)
-QUANTIFIERS = {
-    "every": (False, lambda a, b: b == 0, True, False),
-    "all": (True, lambda a, b: b == 0, True, False),
-    "no": (False, lambda a, b: a == 0, True, False),
-    "not every": (False, lambda a, b: b > 0, True, False),
-    "some": (True, lambda a, b: a > 0, False, True),
-    "most": (True, lambda a, b: a > b, True, True),
+LABELS = ("entailment", "neutral", "contradiction")
+
+# ----------------------------------------------------------------------------- quantifiers
+
+# plural: of the noun and verb; true(yes, no): is the sentence true if the predicate holds for `yes`
+# subjects and not for `no`?; exist: must subjects exist?; negatable: is the scope of a "not" in the
+# predicate clear? ("every dog is not wet" has two readings)
+Quantifier = namedtuple("Quantifier", "plural true exist negatable")
+PLAIN = {
+    "every": Quantifier(False, lambda yes, no: no == 0, True, False),
+    "all": Quantifier(True, lambda yes, no: no == 0, True, False),
+    "no": Quantifier(False, lambda yes, no: yes == 0, True, False),
+    "not every": Quantifier(False, lambda yes, no: no > 0, True, False),
+    "some": Quantifier(True, lambda yes, no: yes > 0, False, True),
+    "most": Quantifier(True, lambda yes, no: yes > no, True, True),
 }
-PLAIN = tuple(QUANTIFIERS)
-for _n, _word in enumerate(("two", "three"), start=2):
-    QUANTIFIERS |= {
-        f"at least {_word}": (True, lambda a, b, n=_n: a >= n, False, True),
-        f"at most {_word}": (True, lambda a, b, n=_n: a <= n, False, False),
-    }
-COUNTED = tuple(QUANTIFIERS)[len(PLAIN):]
-QUANTIFIERS |= dict.fromkeys(NAMES, (False, lambda a, b: a == 1, True, True))
-BOUND = 5  # at most so many things of each kind in a situation: tells all quantifiers apart
-
-# One sentence; None where a part is absent.  quant may be a name, then without noun; that: "that is
-# (not) wet"; pred, op, pred2: "is wet and tired", instead of a verb; past: only in the present,
-# at one moment, do activities and places exclude each other.
-EVENT = split("verb obj obj_adj adverb place time")
-FIELDS = (*split("genre quant noun adj that neg past pred op pred2"), *EVENT)
-Frame = namedtuple("Frame", FIELDS, defaults=[None] * (len(FIELDS) - 2))
-SLOT = {"noun": "who", "obj": "what", "obj_adj": "what_adj", "adverb": "adverb", "place": "place",
-        "time": "time"} | dict.fromkeys(("adj", "that", "pred", "pred2"), "who_adj")
+COUNTS = {
+    "at least two": Quantifier(True, lambda yes, no: yes >= 2, False, True),
+    "at most two": Quantifier(True, lambda yes, no: yes <= 2, False, False),
+    "at least three": Quantifier(True, lambda yes, no: yes >= 3, False, True),
+    "at most three": Quantifier(True, lambda yes, no: yes <= 3, False, False),
+}
+NAMED = dict.fromkeys(NAMES, Quantifier(False, lambda yes, no: yes == 1, True, True))
+QUANTIFIERS = PLAIN | COUNTS | NAMED
+MOST_THINGS = 5  # of each kind in a situation: enough to tell all quantifiers apart
 
 
-def slot_words(f: Frame, field: str) -> dict[str, Word]:
-    """The lexicon for a field of a frame."""
-    return LEXICON[f.genre][SLOT.get(field) or ("act" if f.obj else "go")]
+def random_quantifier(rng: random.Random) -> str:
+    """Counts are rare: a situation decides little about them."""
+    return choose(rng, PLAIN if rng.random() < 0.97 else COUNTS)
 
 
-def atoms(f: Frame) -> dict[str, tuple]:
-    """The properties a sentence speaks of: its nouns and adjectives, and the event as one whole."""
-    words = {x: slot_words(f, x)[word] for x in (*SLOT, "verb") if (word := getattr(f, x))}
-    found = {x: (SLOT[x], (word,)) for x, word in words.items() if x not in EVENT}
-    if f.verb:
-        found["verb"] = ("past" if f.past else "now", tuple(map(words.get, EVENT)))
+# ------------------------------------------------------------------------------- sentences
+
+# "every young DOG that is wet is (not) tired and hungry", or with a verb "… is chasing a red ball
+# quietly in the barn". A name takes the place of quantifier and noun. What is absent is None.
+EVENT = ("verb", "obj", "obj_adj", "adverb", "place", "time")
+FIELDS = ("genre", "quantifier", "noun", "adj", "that", "negated", "past", "state", "conjunction",
+          "state2", *EVENT)
+Sentence = namedtuple("Sentence", FIELDS, defaults=[None] * (len(FIELDS) - 2))
+SLOT_OF = {"noun": "who", "adj": "who_adj", "that": "who_adj", "state": "who_adj",
+           "state2": "who_adj", "obj": "what", "obj_adj": "what_adj", "adverb": "adverb",
+           "place": "place", "time": "time"}
+REQUIRED = ("noun", "verb", "state", "obj")  # an edit replaces these but never drops them
+
+
+def words_for(s: Sentence, field: str) -> dict[str, Word]:
+    """The part of the lexicon from which a field is filled."""
+    return LEXICON[s.genre][SLOT_OF.get(field) or ("act" if s.obj else "go")]
+
+
+def render(s: Sentence, front: str = "") -> str:
+    """The sentence without full stop; `front` ("place", "time" or "") names what comes first."""
+    plural = QUANTIFIERS[s.quantifier].plural
+    be = ("were" if plural else "was") if s.past else "are" if plural else "is"
+    parts = [s.quantifier, s.adj, inflect(s.noun, "s") if plural else s.noun]
+    if s.that:
+        parts.append(f"that {be} {s.that}")
+    if s.past:
+        parts.append(f"did not {s.verb}" if s.negated else inflect(s.verb, "ed"))
+    else:
+        parts += [be, "not" if s.negated else "", s.state or inflect(s.verb, "ing")]
+        parts += [s.conjunction, s.state2]
+    if s.obj:
+        parts += ["a", s.obj_adj, s.obj]
+    ends = {"place": s.place and lexicon.locate(s.place), "time": s.time}
+    start = ends.pop(front, None)
+    parts = [start and f"{start} ,", *parts, s.adverb, *ends.values()]
+    return lexicon.fix_articles(" ".join(filter(None, parts)))
+
+
+def well_formed(s: Sentence) -> bool:
+    """No unclear scope, and no two adjectives that repeat or exclude each other."""
+    if s.negated and (not QUANTIFIERS[s.quantifier].negatable or s.conjunction):
+        return False
+    adjectives = [word for word in (s.adj, s.that, s.state, s.state2) if word]
+    return len({words_for(s, "adj")[word].family for word in adjectives}) == len(adjectives)
+
+
+def random_sentence(rng: random.Random, genre: str, named: float = 0.15) -> Sentence:
+    """`named`: the chance that it is about a person with a name."""
+    def maybe(chance: float, slot: str) -> str | None:
+        return choose(rng, LEXICON[genre][slot]) if rng.random() < chance else None
+
+    s = {"genre": genre, "quantifier": choose(rng, NAMES)}
+    if rng.random() >= named:
+        s |= {"quantifier": random_quantifier(rng), "noun": maybe(1, "who"),
+              "adj": maybe(0.25, "who_adj"), "that": maybe(0.05, "who_adj")}
+    s["negated"] = QUANTIFIERS[s["quantifier"]].negatable and rng.random() < 0.4
+    if rng.random() < 0.25:
+        s["state"] = maybe(1, "who_adj")
+        if rng.random() < 0.3:
+            s |= {"conjunction": choose(rng, ("and", "or")), "state2": maybe(1, "who_adj")}
+    else:
+        s |= {"past": rng.random() < 0.3, "obj": maybe(0.5, "what"),
+              "adverb": maybe(0.12, "adverb"), "place": maybe(0.25, "place")}
+        s |= {"verb": maybe(1, "act" if s["obj"] else "go"),
+              "obj_adj": maybe(0.25 if s["obj"] else 0, "what_adj"),
+              "time": maybe(0.4 if s["past"] else 0, "time")}
+    sentence = Sentence(**s)
+    return sentence if well_formed(sentence) else random_sentence(rng, genre, named)
+
+
+# ------------------------------------------------------------------------------------ labels
+
+# A property that a thing may have. words: of an event one for each field of EVENT (None: not
+# said), otherwise one word.
+Property = namedtuple("Property", "kind words")
+
+
+def properties(s: Sentence) -> dict[str, Property]:
+    """The properties that a sentence speaks of, by field; "verb" is the event as a whole.
+
+    Only in the present, at one moment, do activities and places exclude each other.
+    """
+    words = {field: words_for(s, field)[getattr(s, field)]
+             for field in (*SLOT_OF, "verb") if getattr(s, field)}
+    found = {field: Property(SLOT_OF[field], (word,))
+             for field, word in words.items() if field not in EVENT}
+    if s.verb:
+        found["verb"] = Property("past" if s.past else "now", tuple(map(words.get, EVENT)))
     return found
 
 
-def kind_of(x: tuple, y: tuple) -> bool:
-    """Is every x a y?  Each part of y has to be the same, more general, or missing."""
-    return x[0] == y[0] and all(
-        not q or (p and q.names[0] in p.ups) for p, q in zip(x[1], y[1], strict=True))
+def implies(x: Property, y: Property) -> bool:
+    """Is every x a y? Each word of y has to be that of x, more general, or missing."""
+    return x.kind == y.kind and all(
+        not general or (special and lexicon.is_kind(special, general))
+        for special, general in zip(x.words, y.words, strict=True))
 
 
-def exclude(x: tuple, y: tuple) -> bool:
-    """Is nothing both x and y?  True of opposed adjectives, activities, and separate places."""
-    if x[0] != y[0] or x[0] in ("who", "past"):
+def exclude(x: Property, y: Property) -> bool:
+    """Is nothing both x and y? So it is with opposites, and at one moment with separate places."""
+    if x.kind != y.kind or x.kind in ("who", "past"):
         return False
-    (one, obj, *more), (two, obj2, *more2) = (*x[1], None), (*y[1], None)
-    if not obj and not obj2 and one.family == two.family and one.side != two.side:
+    if x.kind == "who_adj":
+        return lexicon.opposed(x.words[0], y.words[0])
+    one, two = (dict(zip(EVENT, event.words)) for event in (x, y))
+    if not one["obj"] and not two["obj"] and lexicon.opposed(one["verb"], two["verb"]):
         return True
-    here, there = (parts[2] if x[0] == "now" else None for parts in (more, more2))
-    return bool(here and there) and not (
-        here.names[0] in there.ups or there.names[0] in here.ups)
-
-
-def subject_and_scope(f: Frame, bits: dict[tuple, int], full: int) -> tuple[int, int]:
-    """Truth tables of being a subject and of satisfying the predicate."""
-    own = {field: bits[atom] for field, atom in atoms(f).items()}
-    that = own.get("that", full)
-    subject = own.get("noun", full) & own.get("adj", full) & that
-    scope = own["verb" if f.verb else "pred"]
-    if f.op:
-        scope = scope & own["pred2"] if f.op == "and" else scope | own["pred2"]
-    return subject, full & ~scope if f.neg else scope
+    return bool(one["place"] and two["place"] and not lexicon.overlap(one["place"], two["place"]))
 
 
 @lru_cache(None)
-def situations(cells: frozenset) -> list[tuple]:
-    """All counts (satisfying, other) of both subjects, reached by adding one thing at a time."""
-    todo = [(0, 0, 0, 0)]
-    seen = set(todo)
-    for state in todo:
-        new = {tuple(map(int.__add__, state, cell)) for cell in cells} - seen
-        new = {counts for counts in new if max(counts) <= BOUND}
-        seen |= new
-        todo += new
-    return todo
+def situations(kinds: frozenset) -> set[tuple]:
+    """All situations that can be made of these kinds of thing.
+
+    A situation is four counts: the premise's subjects for which its predicate holds, those for
+    which it does not, and the same two of the hypothesis. A thing adds 0 or 1 to each count; things
+    that add the same are of one kind.
+    """
+    found = {(0, 0, 0, 0)}
+    for kind in kinds:
+        for _ in range(MOST_THINGS):
+            larger = {tuple(map(int.__add__, counts, kind)) for counts in found}
+            found |= {counts for counts in larger if max(counts) <= MOST_THINGS}
+    return found
 
 
 @lru_cache(None)
-def relation(cells: frozenset, quant1: str, quant2: str) -> str | None:
-    """Compare two quantified sentences in all situations; None if one of them is trivial."""
-    (_, true1, exists1, _), (_, true2, exists2, _) = QUANTIFIERS[quant1], QUANTIFIERS[quant2]
-    most = 1 if quant1 in NAMES else 2 * BOUND
-    seen = {(true1(p, q), true2(r, s)) for p, q, r, s in situations(cells)
-            if exists1 <= p + q <= most and exists2 <= r + s <= most}
-    if any(len({pair[i] for pair in seen}) < 2 for i in (0, 1)):
+def compare(kinds: frozenset, premise_quantifier: str, hypothesis_quantifier: str) -> str | None:
+    """The label, by all situations made of these kinds of thing; None as in label()."""
+    first, second = QUANTIFIERS[premise_quantifier], QUANTIFIERS[hypothesis_quantifier]
+    most = 1 if premise_quantifier in NAMES else 2 * MOST_THINGS  # there is one Rosa
+    seen = {(first.true(a, b), second.true(c, d)) for a, b, c, d in situations(kinds)
+            if first.exist <= a + b <= most and second.exist <= c + d <= most}
+    if any(len({truths[i] for truths in seen}) < 2 for i in (0, 1)):
         return None
     if (True, False) not in seen:
         return "entailment"
@@ -116,167 +192,123 @@ def relation(cells: frozenset, quant1: str, quant2: str) -> str | None:
 
 @lru_cache(None)
 def column(i: int, n: int) -> int:
-    """Truth table column of atom i of n, one bit per row."""
+    """Column i of the truth table of n properties: an integer with one bit for each row."""
     return sum(1 << row for row in range(1 << n) if row >> i & 1)
 
 
-def label(premise: Frame, hypothesis: Frame) -> str | None:
-    """The exact label: which kinds of thing can exist, then all situations made of them."""
-    parts = list(dict.fromkeys((*atoms(premise).values(), *atoms(hypothesis).values())))
-    bits = {atom: column(i, len(parts)) for i, atom in enumerate(parts)}
-    full = allowed = (1 << (1 << len(parts))) - 1
-    for x, y in itertools.permutations(parts, 2):
-        if kind_of(x, y):
-            allowed &= ~bits[x] | bits[y]
+def subject_and_predicate(s: Sentence, has: dict[Property, int], all_rows: int):
+    """The rows of the truth table that are subjects, and those for which the predicate holds."""
+    rows = {field: has[x] for field, x in properties(s).items()}
+    subject = rows.get("noun", all_rows) & rows.get("adj", all_rows) & rows.get("that", all_rows)
+    holds = rows["verb" if s.verb else "state"]
+    if s.conjunction:
+        holds = holds & rows["state2"] if s.conjunction == "and" else holds | rows["state2"]
+    return subject, all_rows & ~holds if s.negated else holds
+
+
+def label(premise: Sentence, hypothesis: Sentence) -> str | None:
+    """The exact label: first which things can exist, then all situations made of their kinds.
+
+    The truth table has a row for each combination of properties that a thing may have. None if one
+    of the sentences is always true or always false.
+    """
+    known = dict.fromkeys((*properties(premise).values(), *properties(hypothesis).values()))
+    has = {x: column(i, len(known)) for i, x in enumerate(known)}
+    all_rows = possible = (1 << (1 << len(known))) - 1
+    for x, y in itertools.permutations(known, 2):
+        if implies(x, y):
+            possible &= ~has[x] | has[y]
         if exclude(x, y):
-            allowed &= ~(bits[x] & bits[y])
-    tables = []
-    for frame in (premise, hypothesis):
-        subject, scope = subject_and_scope(frame, bits, full)
-        tables.append((((1, 0), subject & scope), ((0, 1), subject & ~scope), ((0, 0), ~subject)))
-    cells = frozenset(x + y for (x, one), (y, two) in itertools.product(*tables)
-                      if allowed & one & two)
-    return relation(cells, premise.quant, hypothesis.quant)
+            possible &= ~(has[x] & has[y])
+    added = []  # for each sentence: what a thing adds to its two counts, and the rows that do
+    for s in (premise, hypothesis):
+        subject, holds = subject_and_predicate(s, has, all_rows)
+        added.append((((1, 0), subject & holds), ((0, 1), subject & ~holds), ((0, 0), ~subject)))
+    kinds = frozenset(one + two for (one, rows1), (two, rows2) in itertools.product(*added)
+                      if possible & rows1 & rows2)
+    return compare(kinds, premise.quantifier, hypothesis.quantifier)
 
 
-# ---- MNLI: sentences
-def render(f: Frame, front: str = "") -> str:
-    """The clause without full stop; front names the part (place, time) that comes first, if any."""
-    many = QUANTIFIERS[f.quant][0]
-    be = ("were" if many else "was") if f.past else "are" if many else "is"
-    words = f"{f.quant} {f.adj or ''} {inflect(f.noun, 's') if many else f.noun or ''}"
-    if f.that:
-        words += f" that {be} {f.that}"
-    if f.past:
-        words += f" did not {f.verb}" if f.neg else f" {inflect(f.verb, 'ed')}"
-    else:
-        words += f" {be} {'not' if f.neg else ''} {f.pred or inflect(f.verb, 'ing')}"
-        words += f" {f.op} {f.pred2}" if f.op else ""
-    words += f" a {f.obj_adj or ''} {f.obj}" if f.obj else ""
-    ends = {"place": f.place and at(f.place), "time": f.time}
-    start = ends.pop(front, None)
-    parts = filter(None, [start and start + " ,", words, f.adverb, *ends.values()])
-    return articles(" ".join(" ".join(parts).split()))
+# ------------------------------------------------------------------------------------- pairs
 
 
-def quantifier(rng: random.Random) -> str:
-    """Counts are many, so they are chosen less often each."""
-    return choose(rng, PLAIN if rng.random() < 0.97 else COUNTED)
-
-
-def well_formed(f: Frame) -> bool:
-    """Leave out ambiguous scope ("every .. not") and words that repeat or exclude each other."""
-    if f.neg and (not QUANTIFIERS[f.quant][3] or f.op):
-        return False
-    adjectives = [x for x in (f.adj, f.that, f.pred, f.pred2) if x]
-    return len({slot_words(f, "adj")[x].family for x in adjectives}) == len(adjectives)
-
-
-def random_frame(rng: random.Random, genre: str, name: float = 0.15) -> Frame:
-    """A random sentence; name is the chance that it is about a person of some name."""
-    def maybe(chance: float, slot: str) -> str | None:
-        return choose(rng, WORDS[genre][slot]) if rng.random() < chance else None
-
-    part = {"genre": genre, "quant": choose(rng, NAMES)}
-    if rng.random() >= name:
-        part |= {"quant": quantifier(rng), "noun": maybe(1, "who"), "adj": maybe(0.25, "who_adj"),
-                 "that": maybe(0.05, "who_adj")}
-    part["neg"] = QUANTIFIERS[part["quant"]][3] and rng.random() < 0.4
-    if rng.random() < 0.25:
-        part["pred"] = maybe(1, "who_adj")
-        if rng.random() < 0.3:
-            part |= {"op": choose(rng, ("and", "or")), "pred2": maybe(1, "who_adj")}
-    else:
-        part |= {"past": rng.random() < 0.3, "obj": maybe(0.5, "what"),
-                 "adverb": maybe(0.12, "adverb"), "place": maybe(0.25, "place")}
-        part |= {"verb": maybe(1, "act" if part["obj"] else "go"),
-                 "obj_adj": maybe(0.25 * bool(part["obj"]), "what_adj"),
-                 "time": maybe(0.4 * part["past"], "time")}
-    frame = Frame(**part)
-    return frame if well_formed(frame) else random_frame(rng, genre, name)
-
-
-def related(rng: random.Random, words: dict[str, Word], word: str, far: float = 0.0) -> str:
-    """A synonym, more general or more special word; with chance far another of the family."""
-    own = words[word]
-    near = [w for w, e in words.items() if own.names[0] in e.ups or e.names[0] in own.ups]
-    others = [w for w, e in words.items() if e.family == own.family and w not in near]
+def related(rng: random.Random, words: dict[str, Word], word: str, far: float) -> str:
+    """A synonym or a more general or more special word; with chance `far` another of the family."""
+    near = [w for w in words if lexicon.overlap(words[w], words[word])]
+    others = [w for w in words if words[w].family == words[word].family and w not in near]
     if others and rng.random() < far:
         return choose(rng, others)
     return choose(rng, [w for w in near if w != word] or [word])
 
 
-SWAPPED = ("noun", "verb", "pred", "obj")  # no sentence can do without them
-
-
-def edit(rng: random.Random, f: Frame) -> Frame:
-    """One random change of a sentence."""
+def edit(rng: random.Random, s: Sentence) -> Sentence:
+    """Change one thing in a sentence."""
     dice = rng.random()
-    if dice < 0.26 and f.noun:
-        return f._replace(quant=quantifier(rng), neg=f.neg and rng.random() < 0.5)
+    if dice < 0.26 and s.noun:
+        return s._replace(quantifier=random_quantifier(rng),
+                          negated=s.negated and rng.random() < 0.5)
     if dice < 0.36:
-        return f._replace(neg=not f.neg)
-    if dice < 0.4 and f.noun:
-        return f._replace(adj=f.that, that=f.adj)
-    if dice < 0.5 and f.op:
-        return f._replace(op={"and": "or", "or": "and"}[f.op])
-    fields = ["noun", "adj", "that"] * bool(f.noun) + ["obj", "obj_adj"] * bool(f.obj)
-    fields += ["pred", "pred2"] if f.pred else ["verb", "adverb", "place"] + ["time"] * bool(f.past)
+        return s._replace(negated=not s.negated)
+    if dice < 0.4 and s.noun:
+        return s._replace(adj=s.that, that=s.adj)
+    if dice < 0.5 and s.conjunction:
+        return s._replace(conjunction={"and": "or", "or": "and"}[s.conjunction])
+    fields = ["noun", "adj", "that"] * bool(s.noun) + ["obj", "obj_adj"] * bool(s.obj)
+    fields += ["state", "state2"] if s.state else ["verb", "adverb", "place"]
+    fields += ["time"] * bool(s.past)
     field = choose(rng, fields)
-    if rng.random() < 0.3:  # what is only added or left out is easier than what is exchanged
-        field = choose(rng, [x for x in fields if x not in SWAPPED])
-    word, words = getattr(f, field), slot_words(f, field)
-    # "Ate an apple" against "ate a pear" and the like is debatable: no alternatives there.
-    clear = SLOT.get(field) in ("who", "who_adj") or (
-        not f.past and (field == "place" or (field == "verb" and not f.obj)))
-    if word and (field in SWAPPED or rng.random() < 0.5):
-        return f._replace(**{field: related(rng, words, word, 0.3 * clear)})
-    change = {field: None if word else choose(rng, tuple(words))}
-    if field == "pred2":
-        change["op"] = None if word else choose(rng, ("and", "or"))
-    return f._replace(**change)
+    if rng.random() < 0.3:  # adding or dropping a word is easier to follow than replacing one
+        field = choose(rng, [x for x in fields if x not in REQUIRED])
+    word, words = getattr(s, field), words_for(s, field)
+    if word and (field in REQUIRED or rng.random() < 0.5):
+        # whether "ate an apple" contradicts "ate a pear" is debatable: no such pairs
+        clear = SLOT_OF.get(field) in ("who", "who_adj") or (
+            not s.past and (field == "place" or (field == "verb" and not s.obj)))
+        return s._replace(**{field: related(rng, words, word, 0.3 if clear else 0)})
+    change = {field: None if word else choose(rng, words)}
+    if field == "state2":
+        change["conjunction"] = None if word else choose(rng, ("and", "or"))
+    return s._replace(**change)
 
 
-def infer(rng: random.Random, genre: str, part: str) -> tuple[tuple, str, str] | None:
-    """Try one ((premise, hypothesis), label, shape of the hypothesis) for a split."""
-    first = second = random_frame(rng, genre)
+def random_pair(rng: random.Random, genre: str, split: str) -> tuple[tuple, str, str] | None:
+    """Try to make one pair for a split → (premise, hypothesis), label, kind of hypothesis."""
+    first = second = random_sentence(rng, genre)
     for _ in range(choose(rng, (1, 1, 1, 1, 1, 1, 1, 2))):
         second = edit(rng, second)
     if first == second or not well_formed(second):
         return None
     first, second = (first, second) if rng.random() < 0.5 else (second, first)
-    texts = [render(f, choose(rng, ("",) * 8 + ("place", "time"))) for f in (first, second)]
+    texts = [render(s, choose(rng, ("",) * 8 + ("place", "time"))) for s in (first, second)]
     side = word = None
     if rng.random() < 0.03 and first.noun and "person" not in (first.noun, second.noun):
+        # join an unrelated clause about somebody else to one of them
         side, word = choose(rng, (0, 1)), choose(rng, ("and", "but", "or"))
-        one, two = rng.sample((texts[side], render(random_frame(rng, genre, name=1))), 2)
+        one, two = rng.sample((texts[side], render(random_sentence(rng, genre, named=1))), 2)
         texts[side] = f"either {one} or {two}" if word == "or" else f"{one} , {word} {two}"
-    pair = tuple(f"{text} ." for text in texts)
-    if role(pair[0]) != part or pair[0] == pair[1] or not (lab := label(first, second)):
+    premise, hypothesis = (f"{text} ." for text in texts)
+    if lexicon.split_of(premise) != split or premise == hypothesis:
         return None
-    # An unrelated clause on one side changes the label only if it weakens what is given,
-    # strengthens what has to follow, or gives a way out of a contradiction.
-    open_end = side == 1 and lab == ("contradiction" if word == "or" else "entailment")
-    lab = "neutral" if open_end or (side, word) == (0, "or") else lab
-    quant = re.sub("two|three", "n", second.quant) if second.noun else "name"
-    return pair, lab, f"{quant} {second.neg}"
+    found = label(first, second)
+    # that clause matters only where it weakens the premise, asks more of the hypothesis, or gives
+    # the hypothesis a way out of the contradiction
+    undecided = "contradiction" if word == "or" else "entailment"
+    if (side, word) == (0, "or") or (side == 1 and found == undecided):
+        found = found and "neutral"
+    quantifier = re.sub("two|three", "n", second.quantifier) if second.noun else "name"
+    return found and ((premise, hypothesis), found, f"{quantifier} {second.negated}")
 
 
-# the labels, and how the pretraining text words them
-LINKS = {"entailment": ("so", "therefore", "true :"),
-         "neutral": ("maybe", "perhaps", "unknown :"),
-         "contradiction": ("never", "impossible :", "false :")}
-
-
-def mnli_rows(n: int, genres: tuple[str, ...], part: str) -> Iterator[tuple]:
-    """n rows (genre, premise, hypothesis, label), balanced for every shape of the hypothesis."""
-    rng, counts, seen = random.Random(f"mnli {part} {genres}"), Counter(), set()
+def mnli_rows(n: int, genres: tuple[str, ...], split: str) -> Iterator[tuple]:
+    """n different rows (genre, premise, hypothesis, label), balanced within each kind of
+    hypothesis, so that the hypothesis alone does not give the label away."""
+    rng, counts, seen = random.Random(f"mnli {split} {genres}"), Counter(), set()
     while len(seen) < n:
         genre = choose(rng, genres)
-        pair, lab, shape = infer(rng, genre, part) or (None, None, None)
-        rarest = min(counts[shape, x] for x in LINKS)
-        fits = counts[shape, lab] <= 3 * rarest + 9 and counts[lab] * 3 < n
-        if lab and fits and pair not in seen:
+        pair, label, kind = random_pair(rng, genre, split) or (None, None, None)
+        rarest = min(counts[kind, x] for x in LABELS)
+        balanced = counts[kind, label] <= 3 * rarest + 9 and counts[label] * 3 < n
+        if label and balanced and pair not in seen:
             seen.add(pair)
-            counts.update([lab, (shape, lab)])
-            yield genre, *pair, lab
+            counts.update([label, (kind, label)])
+            yield genre, *pair, label

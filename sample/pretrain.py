@@ -1,16 +1,18 @@
-"""The small BERT: a WordPiece vocabulary and masked language modelling on the sample's text.
+"""The small BERT: a WordPiece vocabulary and masked language modelling on generated text.
 
-    python -m sample.pretrain                     # 4 layers × 128 wide, two minutes on two cores
+    python -m sample.pretrain                      # 4 layers × 128 wide, two minutes on two cores
     python -m sample.pretrain --model small:2x64   # another size, trained in the same way
 
-The result lands in $MOVEMENT_CACHE (default ~/.cache/movement-pruning) as a Hugging Face folder,
-named by all that made it; train.py makes it on first use and finds it again afterwards.
+The result is a Hugging Face folder in $MOVEMENT_CACHE (default ~/.cache/movement-pruning). train.py
+makes it on first use and finds it there afterwards.
 """
 
 import itertools
 import math
 import re
+import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,51 +24,74 @@ from tqdm import tqdm
 
 import bert
 import data
-from sample import generate as sample_data
+from sample import generate
 from support import cli
-from support.files import UserError, cached, run_main, write_atomically
+from support.files import UserError, cache_path, cached, run_main, write_atomically
 
+VERSION = 1  # raise it when the weights change though the constants below and the text do not
 DOCUMENTS = 50_000
 VOCABULARY = 2_000
-STEPS, BATCH, LR, WARMUP = 2_500, 32, 1e-3, 100
+MAX_LENGTH = 64  # tokens
+STEPS, BATCH, LR, SEED = 2_500, 32, 1e-3, 0
+WARMUP = 0.04  # share of the steps
 MASKED = 0.2  # share of tokens to predict; BERT has 0.15, but short texts learn faster from more
-THREADS = 2  # always, so that the weights are the same bits whatever runs beside it
+THREADS = 2  # always, so that the weights are the same to the bit whatever else is running
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
+# ------------------------------------------------------------------------------ names
+
+
 def is_small(model: str) -> bool:
-    """Is `model` this file's small BERT, or a folder?"""
+    """Does --model name a BERT made here ("small", "untrained:2x64", …), and not a folder?"""
     return model.split(":")[0] in ("small", "untrained")
 
 
 def is_untrained(model: str) -> bool:
+    """Is it the small BERT with its weights as initialised?"""
     return model.split(":")[0] == "untrained"
 
 
-def parse_size(name: str) -> tuple[int, int]:
-    """"small", "small:LxH" (or untrained, untrained:LxH) → (layers, width)."""
-    found = re.fullmatch(r"(?:small|untrained)(?::(\d+)x(\d+))?", name)
-    if not found:
-        raise UserError(f"--model {name}: write small, or small:LAYERSxWIDTH such as small:2x64")
-    layers, width = int(found[1] or 4), int(found[2] or 128)
+def remark(model: str) -> str:
+    """What to say of such weights where a run describes itself; nothing for other models."""
+    if is_untrained(model):
+        return " · random weights"
+    small = " · pretrained on generated text; real weights: --model bert-base-uncased"
+    return small if is_small(model) else ""
+
+
+def parse_size(model: str) -> tuple[int, int]:
+    """"small", "small:LxH", "untrained" or "untrained:LxH" → (layers, width)."""
+    match = re.fullmatch(r"(?:small|untrained)(?::(\d+)x(\d+))?", model)
+    if not match:
+        raise UserError(f"--model {model}: write small, or small:LAYERSxWIDTH such as small:2x64")
+    layers, width = int(match[1] or 4), int(match[2] or 128)
     if not (1 <= layers <= 24 and 32 <= width <= 1024 and width % 32 == 0):
-        raise UserError(f"--model {name}: 1 to 24 layers, and a width of 32 to 1024 that is a "
+        raise UserError(f"--model {model}: 1 to 24 layers, and a width of 32 to 1024 that is a "
                         "multiple of 32")
     return layers, width
 
 
-def small_config(layers: int, width: int, vocab_size: int) -> bert.Config:
-    return bert.Config(
-        vocab_size=vocab_size, hidden_size=width, num_hidden_layers=layers,
-        num_attention_heads=width // 32, intermediate_size=4 * width,
-        max_position_embeddings=256, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )
+def cache_entry(model: str) -> tuple[str, str]:
+    """Name and key in the cache; the key is all that decides the weights to the bit."""
+    layers, width = parse_size(model)
+    key = (VERSION, generate.VERSION, DOCUMENTS, VOCABULARY, MAX_LENGTH, STEPS, BATCH, LR, SEED,
+           WARMUP, MASKED, THREADS, torch.__version__, tokenizers.__version__)
+    return f"{model.split(':')[0]}-{layers}x{width}", str(key)
+
+
+def is_there(model: str) -> bool:
+    """Is this small BERT in the cache?"""
+    return cache_path(*cache_entry(model)).is_dir()
+
+
+# ------------------------------------------------------------------------------ training
 
 
 def train_tokenizer(texts: list[str]) -> Tokenizer:
     """BERT's lower-casing WordPiece, its vocabulary learned from `texts`."""
-    # the library numbers ##a, ##b, … in an order that differs from run to run, and what it merges
-    # depends on these numbers: so they come first, as its special tokens do, in a fixed order
+    # The library numbers ##a, ##b, … in an order that differs from run to run, and merges depend on
+    # these numbers. As special tokens they come first, in a fixed order.
     letters = sorted(c for c in set().union(*map(str.lower, texts)) if c.isalnum())
     learner = BertWordPieceTokenizer()
     learner.train_from_iterator(
@@ -75,37 +100,66 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
     return Tokenizer.from_str(BertWordPieceTokenizer(learner.get_vocab()).to_str())
 
 
-def mask_tokens(batch: dict, vocab_size: int, mask_id: int):
-    """BERT's corruption of a share MASKED of the tokens: 80 % [MASK], 10 % random, 10 % left.
+def encode(documents: list[tuple[str, ...]], tokenizer: Tokenizer) -> data.Features:
+    unlabelled = data.Rows(documents, np.zeros(len(documents), dtype=np.int64))
+    return data.encode_texts(unlabelled, tokenizer, MAX_LENGTH)
 
-    Returns input_ids (B, T), chosen (B, T) true where a token is to be predicted.
+
+def small_config(layers: int, width: int, vocab_size: int) -> bert.Config:
+    return bert.Config(
+        vocab_size=vocab_size, hidden_size=width, num_hidden_layers=layers,
+        num_attention_heads=width // 32, intermediate_size=4 * width,
+        max_position_embeddings=256, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+
+
+def mask_tokens(ids: torch.Tensor, tokenizer: Tokenizer) -> tuple[torch.Tensor, torch.Tensor]:
+    """ids (B, T) → ids with some tokens masked (B, T), and which of them to predict (B, T).
+
+    As in BERT (arXiv 1810.04805, section 3.1), 80 % of the chosen tokens become [MASK], 10 % a
+    random token, and 10 % stay as they are.
     """
-    ids = batch["input_ids"]
     chosen = (torch.rand(ids.shape) < MASKED) & (ids >= len(SPECIAL))  # (B, T)
     dice = torch.rand(ids.shape)  # (B, T)
-    ids = torch.where(chosen & (dice < 0.8), torch.full_like(ids, mask_id), ids)
-    noise = torch.randint(len(SPECIAL), vocab_size, ids.shape)
-    return torch.where(chosen & (dice >= 0.9), noise, ids), chosen
+    masked = torch.where(chosen & (dice < 0.8), tokenizer.token_to_id("[MASK]"), ids)  # (B, T)
+    noise = torch.randint(len(SPECIAL), tokenizer.get_vocab_size(), ids.shape)  # (B, T)
+    return torch.where(chosen & (dice >= 0.9), noise, masked), chosen
+
+
+def masked_loss(model, batch: dict[str, torch.Tensor], tokenizer: Tokenizer) -> torch.Tensor:
+    """Mean cross-entropy of the tokens to predict."""
+    ids, chosen = mask_tokens(batch["input_ids"], tokenizer)
+    hidden = model.bert(ids, batch["attention_mask"], batch["token_type_ids"])  # (B, T, H)
+    logits = model.predict(hidden[chosen])  # (chosen tokens, V)
+    return F.cross_entropy(logits, batch["input_ids"][chosen])
+
+
+def rate(step: int) -> float:
+    """Learning-rate factor: up linearly over the warm-up, then down to 0 at STEPS."""
+    warmup = max(1, round(WARMUP * STEPS))
+    return min((step + 1) / warmup, (STEPS - step) / (STEPS - warmup))
+
+
+def log_tenths(step: int, steps: int, loss: float, began: float) -> None:
+    """Where stdout is no terminal, so that no bar is to be seen: a line every tenth of the way."""
+    if not sys.stdout.isatty() and step * 10 // steps > (step - 1) * 10 // steps:
+        pace = step / (time.perf_counter() - began)
+        print(f"pretraining step {step:,} of {steps:,} · loss {loss:.2f} · {pace:.1f} steps a "
+              f"second · {(steps - step) / pace:.0f} seconds left", flush=True)
 
 
 def train(features: data.Features, tokenizer: Tokenizer, layers: int, width: int, steps: int):
-    """The masked language model after so many steps."""
-    torch.manual_seed(0)
+    """The masked language model after the first `steps` of STEPS steps."""
+    torch.manual_seed(SEED)
     vocab_size = tokenizer.get_vocab_size()
     model = bert.create(small_config(layers, width, vocab_size), "mlm")
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.01, fused=True)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda t: min((t + 1) / WARMUP, (STEPS - t) / (STEPS - WARMUP)))
-    orders = (data.batches(features, BATCH, seed=0, epoch=epoch) for epoch in itertools.count())
-    order = itertools.chain.from_iterable(orders)
-    bar = tqdm(range(steps), desc="pretraining", unit="step", mininterval=1, disable=None)
-    mean = math.log(vocab_size)
-    for index in itertools.islice(order, steps):
-        batch = data.collate(features, index)
-        ids, chosen = mask_tokens(batch, vocab_size, tokenizer.token_to_id("[MASK]"))
-        hidden = model.bert(ids, batch["attention_mask"], batch["token_type_ids"])  # (B, T, H)
-        logits = model.predict(hidden[chosen])  # (chosen tokens, V)
-        loss = F.cross_entropy(logits, batch["input_ids"][chosen])
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    epochs = (data.batches(features, BATCH, SEED, epoch) for epoch in itertools.count())
+    order = itertools.islice(itertools.chain.from_iterable(epochs), steps)
+    bar = tqdm(order, "pretraining", steps, unit="step", mininterval=1, disable=None)
+    mean, began = math.log(vocab_size), time.perf_counter()  # mean: of about the last 100 losses
+    for step, index in enumerate(bar, 1):
+        loss = masked_loss(model, data.collate(features, index), tokenizer)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -113,43 +167,34 @@ def train(features: data.Features, tokenizer: Tokenizer, layers: int, width: int
         scheduler.step()
         mean = 0.99 * mean + 0.01 * loss.item()
         bar.set_postfix(loss=f"{mean:.2f}", refresh=False)
-        bar.update()
-    bar.close()
+        log_tenths(step, steps, mean, began)
     if steps:
-        print(f"pretrained: masked-token loss {mean:.2f} (perplexity {math.exp(mean):.1f})")
+        print(f"pretrained in {time.perf_counter() - began:.0f} s: masked-token loss {mean:.2f} "
+              f"(perplexity {math.exp(mean):.1f})", flush=True)
     return model
 
 
-def make(folder: Path, layers: int, width: int, steps: int) -> None:
-    texts = list(sample_data.pretraining_text(DOCUMENTS))
-    tokenizer = train_tokenizer([" ".join(text) for text in texts])
-    rows = data.Rows(texts, np.zeros(len(texts), dtype=np.int64))
-    model = train(data.encode_texts(rows, tokenizer, 64), tokenizer, layers, width, steps)
-    bert.save(model, folder)
-    write_atomically(folder / "tokenizer.json", tokenizer.to_str())
+def make(model_name: str, folder: Path) -> None:
+    """Pretrain a small BERT and write its Hugging Face folder."""
+    layers, width = parse_size(model_name)
+    steps = 0 if is_untrained(model_name) else STEPS
+    if steps:
+        print(f"pretraining the small BERT once ({layers} layers × {width} wide, on generated "
+              f"text) → {folder.parent}", flush=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    documents = list(generate.pretraining_documents(DOCUMENTS))
+    tokenizer = train_tokenizer([" ".join(document) for document in documents])
+    model = train(encode(documents, tokenizer), tokenizer, layers, width, steps)
+    torch.set_num_threads(threads)
+    bert.save(model, folder, tokenizer=tokenizer)
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     write_atomically(folder / "vocab.txt", "".join(f"{token}\n" for token, _ in vocabulary))
 
 
-def small_bert(name: str = "small") -> Path:
-    """The folder of the small BERT of that size, trained now if it is not in the cache yet; of an
-    untrained one, whose weights are as initialised."""
-    layers, width = parse_size(name)
-    kind = name.split(":")[0]
-
-    def make_and_tell(folder: Path) -> None:
-        if is_untrained(name):
-            return make(folder, layers, width, 0)
-        print(f"pretraining the small BERT once ({layers} layers × {width} wide, on generated "
-              f"text) → {folder.parent}", flush=True)
-        began, threads = time.time(), torch.get_num_threads()
-        torch.set_num_threads(THREADS)
-        make(folder, layers, width, STEPS)
-        torch.set_num_threads(threads)
-        print(f"pretraining took {time.time() - began:.0f} s", flush=True)
-
-    libraries = f"{torch.__version__} {tokenizers.__version__}"
-    return cached(f"{kind}-{layers}x{width}", f"1 {libraries}", make_and_tell)
+def small_bert(model: str = "small") -> Path:
+    """The folder of a small BERT, pretrained now if it is not in the cache yet."""
+    return cached(*cache_entry(model), partial(make, model))
 
 
 def main() -> None:

@@ -1,221 +1,218 @@
-"""Generated passages and questions in SQuAD's manner and layout.
+"""Generated passages and questions in the manner and layout of SQuAD 1.1.
 
     python -m sample.squad      prints a few
 
-A passage tells of 3 or 4 events. They share a small cast of people, deeds, things, places and
-times, so that the words of a question occur in several sentences, and only all of them together
-single out one event. Questions swap active and passive, and name things by synonyms or by what
-they are a kind of; some events are said not to have happened, and asked for as such.
+A passage tells of three or four events with a small cast of people, things, actions, places and
+times. The words of a question therefore occur in several sentences, and only all of them together
+single out one event. Questions switch between active and passive, and replace words by synonyms or
+by more general words. Some events are said not to have happened, and questions ask for those too.
 """
 
 import random
 from collections import namedtuple
 from collections.abc import Iterator
 
-from sample.lexicon import (
-    GENRES_MATCHED,
-    LEXICON,
-    NAMES,
-    WORDS,
-    articles,
-    at,
-    choose,
-    inflect,
-    role,
-    split,
-)
+from sample import lexicon
+from sample.lexicon import GENRES_MATCHED, LEXICON, NAMES, choose, inflect
+from support import cli
+from support.files import run_main
 
-SIZES = {"train": 6_000, "dev": 1_000}
-PER_PASSAGE = 4  # at most so many questions
-NUMBERS = split("two three four five six seven eight nine")
+PER_PASSAGE = 4  # questions at most
 
-# One event. who, verb, what, place, time: members of the cast, of which any two differ in meaning;
-# slot: the lexicon's, of the verb; what: a person where slot is "meet"; count: how many things
-Event = namedtuple("Event", "who slot verb what count place time neg")
-GIVEN = ("who", "what", "place", "time")  # what a question may tell, besides the verb
+# who, verb, what, place and time are members of the cast, any two of which differ in meaning.
+# slot: the verb's in the lexicon ("meet": `what` is a person; "go": there is no `what`)
+Event = namedtuple("Event", "who slot verb what count place time negated")
+DETAILS = ("who", "what", "place", "time")  # what a question may mention besides the verb
 
-# field → wordings, the second one passive, which an event without what does not have
-QUESTIONS = {
-    "who": "who {past} {o}|by whom {be} {o} {no}{ven}",
-    "what": "{what} did {s} {no}{v}|{what} was {no}{ven} {by}",
-    "place": "where did {s} {v} {o}|where {be} {o} {ven} {by}|in what place did {s} {v} {o}",
-    "time": "when did {s} {v} {o}|when {be} {o} {ven} {by}|on what day did {s} {v} {o}",
-    "count": "how many {o} did {s} {v}|how many {o} were {ven} {by}",
-}
+NUMBERS = lexicon.TABLES["other"]["numbers"]
+QUESTIONS = lexicon.TABLES["passages"]  # field that is asked for → wordings
 
 
-def cast(rng: random.Random, genre: str, slot: str, n: int) -> list[str]:
+def choose_cast(rng: random.Random, genre: str, slot: str, n: int) -> list[str]:
     """n words of a slot, none of them a kind of another."""
-    words, found = LEXICON[genre][slot], []
-    for word in rng.sample(WORDS[genre][slot], len(words)):
-        own = words[word]
-        if not any(own.names[0] in words[w].ups or words[w].names[0] in own.ups for w in found):
-            found.append(word)
-    return found[:n] if len(found) >= n else cast(rng, genre, slot, n)
+    words, members = LEXICON[genre][slot], []
+    for word in rng.sample(list(words), len(words)):
+        if not any(lexicon.overlap(words[word], words[member]) for member in members):
+            members.append(word)
+    return members[:n] if len(members) >= n else choose_cast(rng, genre, slot, n)
 
 
-def differ(e: Event, other: Event, fields: tuple[str, ...] | list[str]) -> bool:
-    """Is one of the fields told of both events, and not the same?"""
-    return any(a and b and a != b for a, b in ((getattr(e, f), getattr(other, f)) for f in fields))
+def differ(one: Event, two: Event, fields) -> bool:
+    """Do both events tell one of these fields, and not the same?"""
+    return any(None not in (a, b) and a != b
+               for a, b in ((getattr(one, field), getattr(two, field)) for field in fields))
 
 
-def with_article(word: str, article: str, adjective: str | None = None, many=False) -> str:
-    """A person or thing with its article or number; names stand alone."""
-    words = [article, adjective, inflect(word, "s") if many else word]
-    return word if word in NAMES else articles(" ".join(filter(None, words)))
+def noun_phrase(article: str, word: str, adjective: str | None = None, plural=False) -> str:
+    """A person or thing; `article` may be a number. Names stand alone."""
+    parts = [article, adjective, inflect(word, "s") if plural else word]
+    return word if word in NAMES else lexicon.fix_articles(" ".join(filter(None, parts)))
 
 
 class Story:
-    """A cast, the events it goes through, and the text that tells of them."""
+    """A cast, the events that it goes through, and the text that tells of them."""
 
     def __init__(self, rng: random.Random, genre: str):
         self.rng, self.genre = rng, genre
-        self.cast = {slot: cast(rng, genre, slot, 2) for slot in split("who what act place time")}
-        self.cast |= {slot: cast(rng, genre, slot, 1) for slot in ("go", "meet")}
-        self.adjectives = {word: choose(rng, WORDS[genre][slot + "_adj"])
+        self.cast = {slot: choose_cast(rng, genre, slot, n) for slot, n in (
+            ("who", 2), ("what", 2), ("act", 2), ("place", 2), ("time", 2), ("go", 1), ("meet", 1))}
+        self.adjectives = {word: choose(rng, LEXICON[genre][slot + "_adj"])
                            for slot in ("who", "what") for word in self.cast[slot]
                            if rng.random() < 0.4}
         self.cast["who"] += rng.sample(NAMES, choose(rng, (1, 2)))
         self.events, self.text = [], ""
-        self.spans = []  # of each event: field → the texts that answer for it, and their starts
+        self.answers = []  # of each event: field → texts that answer for it, with their starts
         size = choose(rng, (3, 4))
         while len(self.events) < size:
-            e = self.draw()
-            # no event repeats or contradicts another
-            if all(differ(e, x, ("who", "verb", "what") if e.neg or x.neg else (*GIVEN, "verb"))
-                   for x in self.events):
-                self.events.append(e)
-                self.spans.append(self.tell(e))
+            event = self.random_event()
+            if not any(self.clash(event, other) for other in self.events):
+                self.events.append(event)
+                self.answers.append(self.tell(event))
 
-    def draw(self) -> Event:
-        """A random event of the cast."""
-        rng = self.rng
+    def clash(self, one: Event, two: Event) -> bool:
+        """Does one event repeat or contradict the other?"""
+        negated = one.negated or two.negated
+        return not differ(one, two, ("who", "verb", "what") if negated else (*DETAILS, "verb"))
+
+    def random_event(self) -> Event:
+        rng, cast = self.rng, self.cast
         slot = choose(rng, ("act", "act", "act", "act", "meet", "meet", "go"))
-        who, other = rng.sample(self.cast["who"], 2)
-        what = {"act": choose(rng, self.cast["what"]), "meet": other, "go": None}[slot]
+        who, other = rng.sample(cast["who"], 2)
+        what = {"act": choose(rng, cast["what"]), "meet": other, "go": None}[slot]
         count = choose(rng, NUMBERS) if slot == "act" and rng.random() < 0.45 else None
-        place, time = (choose(rng, self.cast[x]) if rng.random() < 0.6 else None
-                       for x in ("place", "time"))
-        neg = rng.random() < 0.15
-        return Event(who, slot, choose(rng, self.cast[slot]), what, count, place, time, neg)
+        place, time = (choose(rng, cast[field]) if rng.random() < 0.6 else None
+                       for field in ("place", "time"))
+        negated = rng.random() < 0.15
+        return Event(who, slot, choose(rng, cast[slot]), what, count, place, time, negated)
 
     def tell(self, e: Event) -> dict[str, list[tuple[str, int]]]:
-        """Add an event's sentence to the text → the texts that answer for its fields."""
-        rng, adjective = self.rng, self.adjectives.get
-        who = "who", with_article(e.who, "the", adjective(e.who))
+        """Append the event's sentence to the text → the texts that answer for its fields."""
+        rng, adjectives = self.rng, self.adjectives
+        who = "who", noun_phrase("the", e.who, adjectives.get(e.who))
         article = e.count or ("the" if e.slot == "meet" else "a")
-        what = "what", e.what and with_article(e.what, article, adjective(e.what), bool(e.count))
-        verb = f"did not {e.verb}" if e.neg else inflect(e.verb, "ed")
-        parts = [who, ("", verb), what]
+        what = "what", e.what and noun_phrase(article, e.what, adjectives.get(e.what), e.count)
+        clause = [who, ("", f"did not {e.verb}" if e.negated else inflect(e.verb, "ed")), what]
         if e.what and rng.random() < 0.4:
-            be = ("were" if e.count else "was") + " not" * e.neg
-            parts = [what, ("", f"{be} {inflect(e.verb, 'en')} by"), who]
-        ends = [("place", e.place and at(e.place)), ("time", e.time)]
+            be = ("were" if e.count else "was") + (" not" if e.negated else "")
+            clause = [what, ("", f"{be} {inflect(e.verb, 'en')} by"), who]
+        ends = [("place", e.place and lexicon.locate(e.place)), ("time", e.time)]
         if rng.random() < 0.3:
             front = ends.pop(choose(rng, (0, 1)))
-            parts = [front, ("", front[1] and ","), *parts]
-        spans = {}
-        for field, words in [*parts, *ends, ("", ".")]:
+            clause = [front, ("", front[1] and ","), *clause]
+        answers = {}
+        for field, words in [*clause, *ends, ("", ".")]:
             if words:
-                self.text += " " * bool(self.text)
-                spans[field] = [(words, len(self.text))]
+                self.text += " " if self.text else ""
+                answers[field] = [(words, len(self.text))]
                 if field in ("place", "time"):  # "the barn", then "in the barn"
-                    spans[field].insert(0, (words[3:], len(self.text) + 3))
+                    answers[field].insert(0, (words[3:], len(self.text) + 3))
                 self.text += words
         if e.count:
-            spans["count"] = [(e.count, spans["what"][0][1])]
-        return spans
+            answers["count"] = [(e.count, answers["what"][0][1])]
+        return answers
 
-    def other_word(self, slot: str, word: str) -> str:
-        """The word, a synonym, or what it is a kind of if nothing else in the cast is."""
+    def reword(self, slot: str, word: str) -> str:
+        """The word, a synonym, or a more general word that fits nothing else in the cast."""
         words, others = LEXICON[self.genre][slot], [w for w in self.cast[slot] if w != word]
         if word in NAMES or self.rng.random() < 0.7:
             return word
-        if any(w in NAMES for w in others):  # they may be of any kind
+        if any(other in NAMES for other in others):  # whose kind is not known
             return choose(self.rng, words[word].names)
-        ups = [up for up in words[word].ups if not any(up in words[w].ups for w in others)]
-        return choose(self.rng, words[choose(self.rng, ups)].names)
+        general = [kind for kind in words[word].hypernyms
+                   if not any(kind in words[other].hypernyms for other in others)]
+        return choose(self.rng, words[choose(self.rng, general)].names)
 
     def ask(self, e: Event, field: str) -> str | None:
-        """A question that this event alone answers by that field; None if there is none."""
-        rivals = [x for x in self.events if x is not e and x.neg == e.neg]
-        more = [f for f in GIVEN if f != field and getattr(e, f)]
-        given = ["verb"] + ["what"] * (field == "count")
-        for f in self.rng.sample(more, len(more)):
-            if not all(differ(e, x, given) for x in rivals) or self.rng.random() < 0.5:
-                given.append(f)
-        return self.word(e, field, given) if all(differ(e, x, given) for x in rivals) else None
+        """A question to which only this event's `field` is the answer; None if there is none."""
+        rivals = [other for other in self.events if other is not e and other.negated == e.negated]
+        details = [f for f in DETAILS if f != field and getattr(e, f)]
+        given = ["verb", "what"] if field == "count" else ["verb"]
+        for detail in self.rng.sample(details, len(details)):
+            if not all(differ(e, other, given) for other in rivals) or self.rng.random() < 0.5:
+                given.append(detail)
+        unique = all(differ(e, other, given) for other in rivals)
+        return self.question(e, field, given) if unique else None
 
-    def word(self, e: Event, field: str, given: list[str]) -> str:
-        """Word the question for a field of an event, of which some others are given."""
-        someone = e.slot == "meet"
-        slots = {"who": "who", "what": "who" if someone else "what", "verb": e.slot,
+    def question(self, e: Event, field: str, given: list[str]) -> str:
+        """Word the question for `field`, which mentions the `given` fields of the event."""
+        person = e.slot == "meet"
+        slots = {"who": "who", "what": "who" if person else "what", "verb": e.slot,
                  "place": "place", "time": "time"}
-        w = {f: self.other_word(slot, getattr(e, f)) for f, slot in slots.items() if f in given}
-        many, v = bool(e.count and "what" in w), w["verb"]
-        who = with_article(w["who"], "the") if "who" in w else "somebody"
-        what = "somebody" if someone else "something" if e.what else ""
-        if "what" in w:
-            what = with_article(w["what"], "the" * (field != "count"), None, many)
-        forms = QUESTIONS[field].split("|")
-        question = choose(self.rng, forms if e.what else forms[::2]).format(
-            s=who, by="by " + who if "who" in w else "", o=what, what="who" if someone else "what",
-            be="were" if many else "was", no="not " * e.neg, v=v, ven=inflect(v, "en"),
-            past=f"did not {v}" if e.neg else inflect(v, "ed"))
-        ends = [at(w[f]) if f == "place" else w[f] for f in ("place", "time") if f in w]
+        words = {f: self.reword(slot, getattr(e, f)) for f, slot in slots.items() if f in given}
+        who = noun_phrase("the", words["who"]) if "who" in words else "somebody"
+        what = "somebody" if person else "something" if e.what else ""
+        plural = bool(e.count and "what" in words)
+        if "what" in words:
+            what = noun_phrase("" if field == "count" else "the", words["what"], plural=plural)
+        forms, verb = QUESTIONS[field], words["verb"]
+        asked = choose(self.rng, forms if e.what else forms[::2]).format(
+            who=who, by=f"by {who}" if "who" in words else "", what=what,
+            wh="who" if person else "what", be="were" if plural else "was",
+            no="not " if e.negated else "", v=verb, ven=inflect(verb, "en"),
+            past=f"did not {verb}" if e.negated else inflect(verb, "ed"))
+        ends = [lexicon.locate(words["place"])] if "place" in words else []
+        ends += [words["time"]] if "time" in words else []
         if ends and self.rng.random() < 0.2:
-            question = f"{ends.pop()} , {question}"
-        return " ".join(" ".join([question, *ends, "?"]).split())
+            asked = f"{ends.pop()} , {asked}"
+        return " ".join([*asked.split(), *ends, "?"])
 
     def questions(self) -> list[tuple[str, list[tuple[str, int]]]]:
-        """Questions with the texts that answer them and their starts, in random order."""
-        asked = {self.ask(e, field): spans[field] for e, spans in zip(self.events, self.spans)
-                 for field in QUESTIONS
-                 if field in spans and (not e.neg or field in ("who", "what"))}
+        """Questions in random order, each with the texts that answer it and their starts."""
+        asked = {self.ask(e, field): answers[field]
+                 for e, answers in zip(self.events, self.answers) for field in QUESTIONS
+                 if field in answers and (not e.negated or field in ("who", "what"))}
         asked.pop(None, None)
         return self.rng.sample(list(asked.items()), len(asked))
 
 
-def stories(rng: random.Random, part: str) -> Iterator[Story]:
-    """Stories of a role without end, each text once."""
+def stories(rng: random.Random, split: str) -> Iterator[Story]:
+    """Stories for a split without end, no two with the same text."""
     seen = set()
     while True:
         story = Story(rng, choose(rng, GENRES_MATCHED))
-        if role(story.text) == part and story.text not in seen:
+        if lexicon.split_of(story.text) == split and story.text not in seen:
             seen.add(story.text)
             yield story
 
 
-def passages(rng: random.Random) -> str:
-    """A passage for the pretraining text; before most, a question and its answer."""
+def document(rng: random.Random) -> str:
+    """A passage to pretrain on, most with a question and its answer before it."""
     story = next(stories(rng, "text"))
-    for question, [(answer, _), *_] in story.questions()[:1] if rng.random() < 0.7 else ():
-        return f"{question} {answer} . {story.text}"
+    if rng.random() < 0.7:
+        for question, [(answer, _), *_] in story.questions()[:1]:
+            return f"{question} {answer} . {story.text}"
     return story.text
 
 
-def squad_json(part: str, n: int) -> dict:
-    """n questions of part "train" or "dev" in the official v1.1 layout, an article per genre.
+def squad_json(split: str, n: int) -> dict:
+    """n questions of the split "train" or "dev" in the official layout, one article per genre.
 
-    As in the official files, training questions have one answer, and dev questions may have more.
+    As in the official files, training questions have one answer; dev questions may have more.
     """
-    made, found = 0, {genre: [] for genre in GENRES_MATCHED}
-    for story in stories(random.Random(f"squad {part}"), part):
-        qas = []
+    paragraphs, made = {genre: [] for genre in GENRES_MATCHED}, 0
+    for story in stories(random.Random(f"squad {split}"), split):
+        questions = []
         for question, answers in story.questions()[: min(PER_PASSAGE, n - made)]:
-            qas.append({"id": f"{part}-{made}", "question": question, "answers": [
-                {"text": text, "answer_start": start}
-                for text, start in answers[: None if part == "dev" else 1]]})
+            answers = [{"text": text, "answer_start": start} for text, start in answers]
+            questions.append({"id": f"{split}-{made}", "question": question,
+                              "answers": answers if split == "dev" else answers[:1]})
             made += 1
-        found[story.genre].append({"context": story.text, "qas": qas})
+        paragraphs[story.genre].append({"context": story.text, "qas": questions})
         if made == n:
             break
-    return {"version": "1.1", "data": [
-        {"title": genre, "paragraphs": some} for genre, some in found.items() if some]}
+    return {"version": "1.1", "data": [{"title": genre, "paragraphs": of_genre}
+                                       for genre, of_genre in paragraphs.items() if of_genre]}
+
+
+def main() -> None:
+    cli.Parser(description=__doc__).parse_args()
+    for article in squad_json("dev", 24)["data"]:
+        paragraph = article["paragraphs"][0]
+        print(f"\n{article['title']}: {paragraph['context']}")
+        for qa in paragraph["qas"]:
+            answers = " | ".join(answer["text"] for answer in qa["answers"])
+            print(f"   {qa['question']} → {answers}")
 
 
 if __name__ == "__main__":
-    for shown in squad_json("dev", 24)["data"]:
-        print("\n" + shown["title"], shown["paragraphs"][0]["context"], sep=": ")
-        for qa in shown["paragraphs"][0]["qas"]:
-            print("  ", qa["question"], "→", " | ".join(a["text"] for a in qa["answers"]))
+    run_main(main)

@@ -1,132 +1,159 @@
-"""The generated sample: deterministic, in the official layouts, and not solved by anything shallow.
+"""The generated sample: always the same, in the official layouts, and not solved by shallow means.
 """
 
 import csv
+import hashlib
 import statistics
+import sys
+from itertools import chain
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from torch.nn import functional as F
 
 import data
-import train
-from sample import generate as sample_data
-from sample.nli import LINKS, Frame, label
-from support import squad
+from sample import generate, lexicon, squad
+from sample.nli import Sentence, label
+from support import squad as squad_reader
+from support.files import UserError
 
-TASKS = ("mnli", "qqp", "sst2")
-
-
-@pytest.fixture(scope="module")
-def folder(cache):
-    return train.data_folder("sample", "mnli")
+# of a few rows of each task, and of some documents for pretraining
+VERSION, FINGERPRINTS = 1, {
+    "MNLI": "0beca98f", "QQP": "e5423ae7", "SST-2": "8912231a", "SQuAD": "3830069b",
+    "text": "2ff0f26f"}
 
 
-def splits(task):
-    return ["train", *data.TASKS[task].dev]
+def read(task, split):
+    return data.read(data.TASKS[task], generate.sample_folder(data.TASKS[task].folder), split)
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_sizes_and_balance(task, folder):
-    for split, n in zip(splits(task), sample_data.SIZES[task].values()):
-        rows = data.read(data.TASKS[task], folder, split)
-        assert len(rows) == n
-        shares = np.bincount(rows.labels) / n
+def read_all(task):
+    """All rows by split, "train" first."""
+    return {split: read(task, split) for split in ("train", *dict(data.TASKS[task].dev))}
+
+
+@pytest.fixture
+def few_rows(monkeypatch, tmp_path):
+    """200 rows of everything, in an empty cache."""
+    monkeypatch.setenv("MOVEMENT_CACHE", str(tmp_path))
+    monkeypatch.setattr(generate, "SIZES", {
+        task: dict.fromkeys(sizes, 200) for task, sizes in generate.SIZES.items()})
+
+
+def test_changed_text_has_a_new_version(few_rows):
+    texts = {"text": repr(list(generate.pretraining_documents(1_000)))}
+    for task in generate.SIZES:
+        paths = sorted((generate.sample_folder(task) / task).iterdir())
+        texts[task] = "".join(path.read_text(encoding="utf-8") for path in paths)
+    found = {name: hashlib.sha256(text.encode()).hexdigest()[:8] for name, text in texts.items()}
+    assert (generate.VERSION, found) == (VERSION, FINGERPRINTS), (
+        f"the generated text has changed: raise VERSION in sample/generate.py above {VERSION}, "
+        f"then copy it and these to this file: {found}")
+
+
+def test_only_the_task_asked_for_is_generated_and_only_once(few_rows, monkeypatch):
+    assert not generate.is_there("SST-2")
+    folder = generate.sample_folder("SST-2")
+    assert [path.name for path in folder.iterdir()] == ["SST-2"]
+    assert [task for task in generate.SIZES if generate.is_there(task)] == ["SST-2"]
+    assert generate.training_rows("SST-2") == len(read("sst2", "train")) == 200
+    (folder / "SST-2" / "dev.tsv").unlink()
+    assert generate.sample_folder("SST-2") == folder and len(list(folder.glob("*/*"))) == 1
+    monkeypatch.setattr(generate, "VERSION", 0)
+    assert not generate.is_there("SST-2")
+    with pytest.raises(UserError, match="there is no sample of WNLI; give --data DIR"):
+        generate.training_rows("WNLI")
+
+
+@pytest.mark.parametrize("module, expected", [
+    (generate, ("/QQP: 200 train, 200 dev", "| entailment |")), (squad, ("farm: ", " ? → "))])
+def test_a_module_prints_examples(module, expected, few_rows, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["generate"])
+    module.main()
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in expected)
+
+
+@pytest.mark.parametrize("task", ["mnli", "qqp", "sst2"])
+def test_rows_are_balanced_and_no_evaluation_row_is_trained_or_pretrained_on(task, cache):
+    rows = read_all(task)
+    sizes = generate.SIZES[data.TASKS[task].folder]
+    assert [len(of_split) for of_split in rows.values()] == list(sizes.values())
+    for of_split in rows.values():
+        shares = np.bincount(of_split.labels) / len(of_split)
         assert shares.max() - shares.min() < 0.02
+    known = {texts[0] for texts in rows.pop("train").texts}
+    known |= {first for first, *_ in generate.pretraining_documents(5_000)}
+    for of_split in rows.values():
+        assert not {texts[0] for texts in of_split.texts} & known  # not even half of a pair
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_no_evaluation_row_is_trained_or_pretrained_on(task, folder):
-    rows = {split: data.read(data.TASKS[task], folder, split).texts for split in splits(task)}
-    text = {first for first, *_ in sample_data.pretraining_text(5_000)}
-    trained = set(rows.pop("train"))
-    for texts in rows.values():
-        assert not set(texts) & trained
-        assert not {t[0] for t in texts} & {t[0] for t in trained}  # not even half of a pair
-        assert not {t[0] for t in texts} & text
-
-
-def test_mismatched_genres_are_absent_from_training(folder):
+def test_mismatched_genres_are_absent_from_training(few_rows):
     def genres(name):
-        with open(folder / "MNLI" / name, encoding="utf-8") as file:
-            rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            return {row["genre"] for row in rows}
+        lines = (generate.sample_folder("MNLI") / "MNLI" / name).read_text().splitlines()
+        return {line.split("\t")[3] for line in lines[1:]}
 
     assert not genres("train.tsv") & genres("dev_mismatched.tsv")
     assert genres("train.tsv") == genres("dev_matched.tsv")
 
 
-def test_the_same_every_time(tmp_path, folder):
-    sample_data.write_task("sst2", tmp_path)
-    for path in (tmp_path / "SST-2").iterdir():
-        assert path.read_bytes() == (folder / "SST-2" / path.name).read_bytes()
-
-
-def test_labels_by_hand():
-    def frame(quant, noun, verb, **more):
-        return Frame("farm", quant, noun=noun, verb=verb, **more)
-
-    cases = [
-        (frame("every", "dog", "run"), frame("every", "poodle", "run"), "entailment"),
-        (frame("every", "poodle", "run"), frame("every", "dog", "run"), "neutral"),
-        (frame("no", "dog", "run"), frame("no", "poodle", "run"), "entailment"),
-        (frame("no", "dog", "gallop"), frame("no", "dog", "run"), "neutral"),
-        (frame("some", "dog", "gallop"), frame("some", "dog", "run"), "entailment"),
-        (frame("every", "dog", "run"), frame("no", "dog", "run"), "contradiction"),
-        (frame("every", "dog", "run"), frame("no", "poodle", "sleep"), "entailment"),
-        (frame("every", "dog", "run"), frame("not every", "dog", "run"), "contradiction"),
-        (frame("some", "dog", "run", place="barn"), frame("some", "dog", "run", place="village"),
-         "entailment"),
-    ]
-    for premise, hypothesis, by_hand in cases:
-        assert label(premise, hypothesis) == by_hand, (premise, hypothesis)
+@pytest.mark.parametrize("premise, hypothesis, by_hand", [
+    (("every", "dog", "run"), ("every", "poodle", "run"), "entailment"),
+    (("every", "poodle", "run"), ("every", "dog", "run"), "neutral"),
+    (("no", "dog", "run"), ("no", "poodle", "run"), "entailment"),
+    (("no", "dog", "gallop"), ("no", "dog", "run"), "neutral"),
+    (("some", "dog", "gallop"), ("some", "dog", "run"), "entailment"),
+    (("every", "dog", "run"), ("no", "dog", "run"), "contradiction"),
+    (("every", "dog", "run"), ("no", "poodle", "sleep"), "entailment"),
+    (("every", "dog", "run"), ("not every", "dog", "run"), "contradiction"),
+    (("some", "dog", "run", "barn"), ("some", "dog", "run", "village"), "entailment"),
+])
+def test_labels_by_hand(premise, hypothesis, by_hand):
+    first, second = (Sentence("farm", **dict(zip(("quantifier", "noun", "verb", "place"), words)))
+                     for words in (premise, hypothesis))
+    assert label(first, second) == by_hand
 
 
 def test_pretraining_text_has_every_kind_of_document():
-    text = [" ".join(document) for document in sample_data.pretraining_text(2_000)]
+    text = [" ".join(document) for document in generate.pretraining_documents(2_000)]
     assert len(set(text)) > 1_500
-    for links in LINKS.values():
-        assert any(f" {links[0]} " in t for t in text)
+    for words in lexicon.TABLES["links"].values():
+        assert any(f" {words[0]} " in t for t in text)
     assert any("is a kind of" in t for t in text) and any(t.endswith("it is good .") for t in text)
 
 
-def test_squad_answers_stand_in_their_passages(folder):
-    questions = squad.read(folder / "SQuAD" / "train-v1.1.json")
-    assert questions.unfound == 0 and len(questions) > 5_000
+def test_squad_answers_stand_in_their_passages(cache):
+    path = generate.sample_folder("SQuAD") / "SQuAD" / "train-v1.1.json"
+    questions = squad_reader.read(path)
+    assert questions.unfound == 0 and len(questions) == generate.training_rows("SQuAD")
 
 
-def bag_of_words(task, folder):
-    """Logistic regression on which words are in which text → accuracy on the first dev split."""
-    words = {}
-    sets = []
-    for split in splits(task)[:2]:
-        rows = data.read(data.TASKS[task], folder, split)
-        index = [[words.setdefault((i, w), len(words)) for i, text in enumerate(texts)
-                  for w in text.split()] for texts in rows.texts]
-        sets.append((index, torch.from_numpy(rows.labels)))
-    def counts(index):
-        x = torch.zeros(len(index), len(words))
-        for row, seen in zip(x, index):
-            row[seen] = 1.0
-        return x
-
-    (x, y), (dev_x, dev_y) = ((counts(index), labels) for index, labels in sets)
-    torch.manual_seed(0)
-    model = torch.nn.Linear(len(words), int(y.max()) + 1)
-    optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    for _ in range(200):
+def bag_of_words(task):
+    """Logistic regression on the words of each text → accuracy on the first dev split."""
+    numbers, sets = {}, []
+    for rows in list(read_all(task).values())[:2]:
+        bags = [[numbers.setdefault((i, word), len(numbers)) for i, text in enumerate(texts)
+                 for word in set(text.split())] for texts in rows.texts]
+        starts = np.cumsum([0, *map(len, bags[:-1])])
+        sets.append((torch.tensor(list(chain(*bags))), torch.from_numpy(starts), rows.labels))
+    (words, starts, labels), (dev_words, dev_starts, dev_labels) = sets
+    W = torch.zeros(len(numbers), max(labels) + 1, requires_grad=True)
+    optimizer = torch.optim.Adam([W], 0.05)
+    for _ in range(40):
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(x), y).backward()
+        logits = F.embedding_bag(words, W, starts, mode="sum")  # (rows, classes)
+        F.cross_entropy(logits, torch.from_numpy(labels)).backward()
         optimizer.step()
-    return 100 * float((model(dev_x).argmax(1) == dev_y).float().mean())
+    logits = F.embedding_bag(dev_words, W, dev_starts, mode="sum")  # (rows, classes)
+    return 100 * np.mean(logits.argmax(1).numpy() == dev_labels)
 
 
 @pytest.mark.parametrize("task, metric", [
     ("mnli", "accuracy_matched"), ("sst2", "accuracy"), ("qqp", "accuracy")])
-def test_bag_of_words_stays_ten_points_under_dense_bert(task, metric, folder):
+def test_bag_of_words_stays_ten_points_under_dense_bert(task, metric, cache):
     with open(ROOT / "results" / "sample.csv", encoding="utf-8") as file:
-        rows = [r for r in csv.DictReader(file)
-                if (r["task"], r["method"], r["model"]) == (task, "dense", "small")]
-    dense = statistics.mean(float(r[metric]) for r in rows)
-    assert bag_of_words(task, folder) <= dense - 10
+        dense = [float(row[metric]) for row in csv.DictReader(file)
+                 if (row["task"], row["method"], row["model"]) == (task, "dense", "small")]
+    assert bag_of_words(task) <= statistics.mean(dense) - 10

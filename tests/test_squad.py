@@ -365,7 +365,7 @@ def test_sample_needs_more_than_the_likest_sentence(sample):
 
 def test_pretraining_passages_are_neither_train_nor_dev(sample):
     rng = random.Random(0)
-    texts = [sample_squad.passages(rng) for _ in range(300)]
+    texts = [sample_squad.document(rng) for _ in range(300)]
     known = {q.context for name in FILES for q in squad.read(sample / name).rows}
     assert len(set(texts)) == 300
     assert not any(context in text for text in texts for context in known)
