@@ -19,6 +19,7 @@ import train
 from sample import pretrain
 from support import checkpoints as runs
 from support.files import UserError, read_json
+from tools.rows import method_name
 
 MATRICES = {  # Hugging Face's name inside a layer → the paper's
     "attention.self.query": "query", "attention.self.key": "key", "attention.self.value": "value",
@@ -95,8 +96,8 @@ def assemble(run: Path, metrics: dict, made: dict, weights: dict, pruning: dict)
     if not parts:
         raise ValueError("no matrices of an encoder in it")
     parts.sort(key=lambda p: (p.layer, list(MATRICES.values()).index(p.name)))
-    method, keep = metrics["method"], metrics["density"]
-    label = f"{method}, {100 * keep:.3g} %" + (", global" * (made.get("scope") == "global"))
+    method, keep, everywhere = metrics["method"], metrics["density"], made.get("scope") == "global"
+    label = f"{method_name(method)}, {100 * keep:.3g} %" + ", global" * everywhere
     heads = bert.read_config(run)[0].num_attention_heads
     return Anatomy(label, method, parts, heads, note)
 

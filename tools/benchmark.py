@@ -31,7 +31,8 @@ from settings import choose_device, choose_precision
 from support import checkpoints as runs
 from support import cli
 from support.files import check_writable, run_main, write_json
-from tools import rows, sparse
+from support.origin import machine
+from tools import sparse
 
 STAGES = ("refresh", "forward", "backward", "masks", "clip", "optimiser")
 METHODS = [name for name in masking.METHODS if name != "dense"]
@@ -366,7 +367,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     bench = Bench(choose_device("auto"), args.quick)
-    result = {"machine": rows.machine(bench.device), "device": bench.device, **runs.versions(),
+    result = {"machine": machine(bench.device), "device": bench.device, **runs.versions(),
               "size": str(bench.small), "precision": bench.precision(bench.small), "ratios": {},
               "rows": [], "skipped": bench.skipped}
     print(f"{result['machine']} · {result['threads']} threads · torch {result['torch']} · "

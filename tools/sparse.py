@@ -23,6 +23,7 @@ import bert
 import masking
 from support import cli
 from support.files import check_writable, run_main
+from support.origin import origin
 from tools import rows
 
 BREAK_EVEN = 0.15  # density above which a CSR product is no longer clearly the faster
@@ -146,7 +147,7 @@ def main() -> None:
         check_writable(args.csv, file=True)
     if args.threads:
         torch.set_num_threads(args.threads)
-    here = rows.origin("cpu", rows.git_version())
+    here = origin("cpu")
     found = measure_all(args.quick, lambda line: print(line, flush=True))
     if args.csv:
         rows.write(args.csv, [row | here for row in found], found[0] | here)
