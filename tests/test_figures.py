@@ -1,6 +1,5 @@
 """Tables, and numbers of a run, by hand; every picture, from made-up rows and a tiny run."""
 
-import csv
 import json
 import math
 import re
@@ -13,7 +12,7 @@ from conftest import ROOT
 
 import masking
 from support import checkpoints as runs
-from support.files import UserError
+from support.files import UserError, write_json
 from tools import anatomy, figures, rows, tables
 
 PRUNED = ("magnitude", "l0", "movement", "soft_movement")
@@ -32,15 +31,21 @@ def row(method="movement", keep=0.1, seed=0, accuracy=80.0, **other):
 
 @pytest.fixture
 def results(tmp_path):
-    """A folder of CSV files; write(name, rows) adds one."""
+    """A folder of CSV files; results(name, rows) adds one."""
     def write(name, found):
-        with open(tmp_path / f"{name}.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, rows.COLUMNS)
-            writer.writeheader()
-            writer.writerows(found)
+        rows.write(tmp_path / f"{name}.csv", found, rows.COLUMNS)
         return tmp_path
 
     return write
+
+
+@pytest.fixture
+def table(results):
+    """The lines of a table of made-up rows, below its two lines of header."""
+    def make(kind, found, tasks="sst2"):
+        return lines(tables.KINDS[kind](results("made", found), "made", tasks))[2:]
+
+    return make
 
 
 def lines(markdown):
@@ -53,12 +58,11 @@ def lines(markdown):
 
 
 def test_cells_are_mean_deviation_and_seeds(results):
-    folder = results("made", [
+    made = tables.KINDS["methods"](results("made", [
         row(seed=0, accuracy=80), row(seed=1, accuracy=82), row(seed=2, accuracy=84),
         row(keep=0.03, accuracy=70), row("dense", 1, accuracy=90), row(keep=0.3),
         row("l0", 0.1, density="0.12", on_target="False", accuracy=75),
-        row("soft_movement", 0.03, density="0.0304", on_target="True")])
-    made = tables.KINDS["methods"](folder, "made", "sst2")
+        row("soft_movement", 0.03, density="0.0304", on_target="True")]), "made", "sst2")
     assert lines(made) == [
         ["", "method", "100 %", "10 %", "3 %"], ["---"] * 5,
         ["sst2 accuracy", "dense", "90.0 (1)", "–", "–"],
@@ -74,44 +78,41 @@ def test_cells_are_mean_deviation_and_seeds(results):
     ("teachers", 1, {"L0": 1, "L0 + teacher": 1}),
     ("frozen", 1, {"movement": 1, "movement, weights frozen": 1}),  # of one seed
 ])
-def test_kinds_of_table_choose_among_the_rows(results, kind, columns, expected):
-    folder = results("made", [
+def test_kinds_of_table_choose_among_the_rows(table, kind, columns, expected):
+    made = table(kind, [
         row("dense", 1), row("dense", 1, model="small:2x64"), row("dense", 1, model="untrained"),
         row("l0", teacher="t"), row("l0"), row("l0", 0.03), row(freeze="weights"), row(),
         row(seed=1), row("magnitude", 0.3), row(task="qqp", accuracy=70)])
-    made = lines(tables.KINDS[kind](folder, "made", "sst2"))
-    assert len(made[0]) == 2 + columns
-    assert {line[1]: sum(int(n) for n in re.findall(r"\((\d)\)", " ".join(line)))
-            for line in made[2:]} == expected  # how many runs are in the line
+    runs_in = {line[1]: sum(map(int, re.findall(r"\((\d)\)", " ".join(line)))) for line in made}
+    assert runs_in == expected and {len(line) for line in made} == {2 + columns}
 
 
-def test_several_tasks_each_with_its_own_metric(results):
-    folder = results("made", [row(), row(task="squad", f1="60") | {"accuracy": ""}])
-    made = lines(tables.KINDS["methods"](folder, "made", "squad,sst2"))
-    assert [line[0] for line in made[2:]] == ["squad f1", "sst2 accuracy"]
+def test_several_tasks_each_with_its_own_metric(table):
+    made = table("methods", [row(), row(task="squad", f1="60") | {"accuracy": ""}],
+                 "squad,sst2")
+    assert made == [["squad f1", "movement", "60.0 (1)"], ["sst2 accuracy", "movement", "80.0 (1)"]]
 
 
-def test_settings_that_differ_make_lines_of_their_own(results):
-    folder = results("made", [
+def test_settings_that_differ_make_lines_of_their_own(table):
+    made = table("methods", [
         row(lr="0.1", hold="0.2"), row(lr="0.2", hold="0.2"), row("l0", lr="0.1", hold="0.2"),
         row("magnitude", epochs="2.001"), row("magnitude", epochs="5.98"),
         row("magnitude", epochs="5.98", scope="global"), row("random", held_out="0.1"),
         row("dense", 1, hold="0.2"), row("dense", 1, 1, hold="0.4")])  # no dense run holds
-    assert [line[1] for line in lines(tables.KINDS["methods"](folder, "made", "sst2"))[2:]] == [
+    assert [line[1] for line in made] == [
         "dense", "random, 0.1 held out", "magnitude, 2 epochs", "magnitude, 6 epochs",
         "magnitude, 6 epochs, global", "L0", "movement, lr 0.1", "movement, lr 0.2"]
 
 
-@pytest.mark.parametrize("distilled, method, cells", [  # as the paper prints them
+@pytest.mark.parametrize("runs, method, cells", [  # as the paper prints them
     ("untaught", "magnitude", ["67.7 / 78.5", "40.1 / 54.5"]),
     ("untaught", "soft movement", ["71.3 / 81.5", "69.5 / 79.9"]),
     ("taught", "movement", ["75.6 / 84.3", "67.5 / 78.0"]),
     ("taught", "soft movement", ["76.6 / 84.9", "72.7 / 82.3"]),
 ])
-def test_the_papers_tables_come_out_of_its_runs(distilled, method, cells):
-    made = tables.paper(ROOT / "results", distilled)
-    assert [line[2:] for line in lines(made)[2:6] if line[1] == method] == [cells]
-    assert "the paper's own results" in made
+def test_the_papers_tables_come_out_of_its_runs(runs, method, cells):
+    squad = lines(tables.paper(ROOT / "results", runs))[2:6]
+    assert [line[2:] for line in squad if line[1] == method] == [cells]
 
 
 def test_a_benchmark_becomes_a_table(tmp_path):
@@ -120,7 +121,7 @@ def test_a_benchmark_becomes_a_table(tmp_path):
     (tmp_path / "benchmark.json").write_text(json.dumps({
         "machine": "M", "threads": 2, "torch": "T", "precision": "bf16",
         "rows": [step | {"part": "buckets"}, step]}))
-    assert lines(tables.benchmark(tmp_path, "methods,theirs")) == [
+    assert lines(tables.benchmark(tmp_path, "methods")) == [
         ["part", "what", "model, batch", "ratio", "amount"], ["---"] * 5,
         ["methods", "movement", "2×8, 1×4 tokens", "1.05 (1.01 to 1.20)", "12 ms, 4,568 tokens/s"]]
 
@@ -138,12 +139,14 @@ def test_any_csv_as_it_is(tmp_path):
     ("methods maid sst2", "no rows in results/maid.csv"),
     ("methods made sst2,sts", "results/made.csv has no such rows of sts"),
     ("methods twice sst2", "two rows of sst2, movement, 0.1, seed 0"),
-    ("csv made acuracy", "no column acuracy; did you mean accuracy"),
+    ("csv made acuracy", "no column 'acuracy'"),
+    ("benchmark methods,theirs", "results/benchmark.json has no part theirs"),
     ("paper tought", "taught or untaught"),
     ("", "no such kind of table"),
 ])
-def test_wrong_markers_are_named_with_their_page(results, marker, complaint):
+def test_wrong_markers_are_named_with_their_page(results, tmp_path, marker, complaint):
     results("twice", [row(), row(accuracy=90)])
+    write_json(tmp_path / "benchmark.json", {"rows": [{"part": "methods"}]})
     folder = results("made", [row()])
     with pytest.raises(UserError) as error:
         tables.fill(f"<!-- table: {marker} -->\n<!-- end -->", folder, "PAGE.md")
@@ -267,12 +270,7 @@ def test_a_damaged_run_is_named(tiny_run):
 def draw(monkeypatch, tmp_path):
     """figures.main in this process → names of the pictures, and {picture: axes} of the last."""
     pytest.importorskip("matplotlib")
-    axes = {}
-    save = figures.save
-
-    def keep(figure, path):
-        axes[path.name] = figure.axes
-        save(figure, path)
+    axes, save = {}, figures.save
 
     def run(*words):
         monkeypatch.setattr("sys.argv", ["tools.figures", *map(str, words), "--output",
@@ -280,7 +278,8 @@ def draw(monkeypatch, tmp_path):
         figures.main()
         return {path.name for path in (tmp_path / "figures").iterdir()}, axes
 
-    monkeypatch.setattr(figures, "save", keep)
+    monkeypatch.setattr(figures, "save", lambda figure, path: (
+        axes.update({path.name: figure.axes}), save(figure, path)))
     return run
 
 

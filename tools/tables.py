@@ -168,11 +168,12 @@ def paper(folder: Path, runs: str) -> str:
     if runs not in ("taught", "untaught"):
         raise UserError("taught or untaught runs?")
     distilled, how = ("yes", "with") if runs == "taught" else ("no", "without")
-    key, body = itemgetter("distilled", "task", "method", "scope"), []
+    found, body = read(folder, "paper_runs"), []
+    key = itemgetter("distilled", "task", "method", "scope")
     for task in ("squad", "mnli", "qqp"):
         for method in ("magnitude", "l0", "movement", "soft_movement"):
-            own = [row for row in read(folder, "paper_runs")
-                   if key(row) == (distilled, task, method, usual_scope(method))]
+            wanted = (distilled, task, method, usual_scope(method))
+            own = [row for row in found if key(row) == wanted]
             body.append([f"{task} {' / '.join(PAPER_METRICS[task])}", rows.method_name(method)] + [
                 " / ".join(f"{at_density(own, keep, m):.1f}" for m in ("metric1", "metric2"))
                 for keep in (0.1, 0.03)])
@@ -194,6 +195,8 @@ def at_density(found: list[dict], keep: float, metric: str) -> float:
 def benchmark(folder: Path, parts: str) -> str:
     """Two steps or epochs compared: the median of their ratio, and its range over the rounds."""
     result = read_json(folder / "benchmark.json")
+    if unknown := set(parts.split(",")) - {row["part"] for row in result["rows"]}:
+        raise UserError(f"results/benchmark.json has no part {', '.join(unknown)}")
     body = [[row["part"], row["name"], row["size"],
              f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})",
              f"{row['ms']:,.0f} ms, {row['tokens_per_second']:,.0f} tokens/s"]
@@ -214,9 +217,6 @@ def csv(folder: Path, file: str, columns: str) -> str:
 
     found = [row for row in read(folder, file)
              if row.get("layer", "all") == row.get("matrix", "all") == "all"]
-    for column in columns.split(","):
-        if column not in found[0]:
-            raise UserError(f"no column {column}{cli.nearest(column, list(found[0]))}")
     return markdown(columns.replace("_", " ").split(","),
                     [[shown(row[column]) for column in columns.split(",")] for row in found],
                     f"from `{os.path.normpath(f'results/{file}.csv')}`")
@@ -237,8 +237,9 @@ def fill(text: str, folder: Path, page: str) -> str:
             if kind not in KINDS:
                 raise UserError(f"no such kind of table{cli.nearest(kind, [*KINDS])}")
             return f"<!-- table: {mark[1]} -->\n{KINDS[kind](folder, *words)}<!-- end -->"
-        except (UserError, TypeError) as error:  # TypeError: not as many words as arguments
-            raise UserError(f"{page}: <!-- table: {mark[1]} -->: {error}") from error
+        except (UserError, TypeError, KeyError) as error:  # TypeError: too many words, or too few
+            what = f"no column {error}" if isinstance(error, KeyError) else error
+            raise UserError(f"{page}: <!-- table: {mark[1]} -->: {what}") from error
 
     if text.count("<!-- table: ") != len(MARK.findall(text)):
         raise UserError(f"{page}: a <!-- table: … --> has no <!-- end -->")
