@@ -36,6 +36,7 @@ from support.files import (
     write_atomically,
     write_json,
 )
+from support.origin import origin
 from tools import rows
 
 # ---------------------------------------------------------------------------------- the sizes
@@ -153,7 +154,7 @@ def measured(run: Path, weights, coded) -> dict[str, dict]:
 def write_csv(path: Path, run: Path, weights, table: dict, metrics: dict) -> None:
     """The size table with the metrics beside it, a row a file, in bytes."""
     left, entries = remaining(weights)
-    here = rows.origin("cpu", rows.git_version())
+    here = origin("cpu")
     found = [{"run": run.name, "density": left / entries, "file": name,
               **{column.replace(" ", "_").replace("'", ""): size for column, size in row.items()},
               **metrics.get(name, {}), **here} for name, row in table.items()]

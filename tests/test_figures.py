@@ -1,6 +1,5 @@
-"""Tables from rows by hand; numbers of a run by hand; every picture is drawn from made-up rows."""
+"""Tables, and numbers of a run, by hand; every picture, from made-up rows and a tiny run."""
 
-import csv
 import json
 import math
 import re
@@ -11,8 +10,9 @@ import safetensors.numpy
 import torch
 from conftest import ROOT
 
+import masking
 from support import checkpoints as runs
-from support.files import UserError
+from support.files import UserError, write_json
 from tools import anatomy, figures, rows, tables
 
 PRUNED = ("magnitude", "l0", "movement", "soft_movement")
@@ -31,15 +31,21 @@ def row(method="movement", keep=0.1, seed=0, accuracy=80.0, **other):
 
 @pytest.fixture
 def results(tmp_path):
-    """A folder of CSV files; write(name, rows) adds one."""
+    """A folder of CSV files; results(name, rows) adds one."""
     def write(name, found):
-        with open(tmp_path / f"{name}.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, rows.COLUMNS)
-            writer.writeheader()
-            writer.writerows(found)
+        rows.write(tmp_path / f"{name}.csv", found, rows.COLUMNS)
         return tmp_path
 
     return write
+
+
+@pytest.fixture
+def table(results):
+    """The lines of a table of made-up rows, below its two lines of header."""
+    def make(kind, found, tasks="sst2"):
+        return lines(tables.KINDS[kind](results("made", found), "made", tasks))[2:]
+
+    return make
 
 
 def lines(markdown):
@@ -52,145 +58,117 @@ def lines(markdown):
 
 
 def test_cells_are_mean_deviation_and_seeds(results):
-    folder = results("made", [
+    made = tables.KINDS["methods"](results("made", [
         row(seed=0, accuracy=80), row(seed=1, accuracy=82), row(seed=2, accuracy=84),
-        row(keep=0.03, accuracy=70), row("dense", 1, accuracy=90),
-        row("l0", 0.1, density="0.12", on_target="False", accuracy=75)])
-    assert lines(tables.table("made", {}, folder)) == [
+        row(keep=0.03, accuracy=70), row("dense", 1, accuracy=90), row(keep=0.3),
+        row("l0", 0.1, density="0.12", on_target="False", accuracy=75),
+        row("soft_movement", 0.03, density="0.0304", on_target="True")]), "made", "sst2")
+    assert lines(made) == [
         ["", "method", "100 %", "10 %", "3 %"], ["---"] * 5,
         ["sst2 accuracy", "dense", "90.0 (1)", "–", "–"],
-        ["", "l0", "–", "75.0 (1, 12.0 % left)", "not run here"],
-        ["", "movement", "–", "82.0 ± 2.0 (3)", "70.0 (1)"]]  # 80, 82, 84: n − 1 gives 2
-    assert "data: sample; model: small; rows: `results/made.csv`" in tables.table(
-        "made", {}, folder)
+        ["", "L0", "–", "75.0 (1, 12.0 % left)", "–"],
+        ["", "movement", "–", "82.0 ± 2.0 (3)", "70.0 (1)"],  # 80, 82, 84: n − 1 gives 2
+        ["", "soft movement", "–", "–", "80.0 (1)"]]
+    assert "data: sample; model: small; rows: `results/made.csv`" in made
 
 
-def test_density_is_shown_where_it_is_not_the_one_asked_for(results):
-    folder = results("made", [
-        row(density="0.1041", on_target="True"), row("l0", density="0.0949", on_target="False"),
-        row("soft_movement", density="0.5")])  # a fixed penalty asks for none
-    cells = {line[1]: line[2] for line in lines(tables.table("made", {}, folder))[2:]}
-    assert cells == {
-        "l0": "80.0 (1, 9.5 % left)", "movement": "80.0 (1)", "soft_movement": "80.0 (1)"}
+@pytest.mark.parametrize("kind, columns, expected", [
+    ("methods", 3, {"dense, small": 1, "dense, untrained": 1, "L0": 2, "movement": 2}),
+    ("densities", 4, {"dense": 1, "magnitude": 1, "L0": 2, "movement": 2}),
+    ("teachers", 1, {"L0": 1, "L0 + teacher": 1}),
+    ("frozen", 1, {"movement": 1, "movement, weights frozen": 1}),  # of one seed
+])
+def test_kinds_of_table_choose_among_the_rows(table, kind, columns, expected):
+    made = table(kind, [
+        row("dense", 1), row("dense", 1, model="small:2x64"), row("dense", 1, model="untrained"),
+        row("l0", teacher="t"), row("l0"), row("l0", 0.03), row(freeze="weights"), row(),
+        row(seed=1), row("magnitude", 0.3), row(task="qqp", accuracy=70)])
+    runs_in = {line[1]: sum(map(int, re.findall(r"\((\d)\)", " ".join(line)))) for line in made}
+    assert runs_in == expected and {len(line) for line in made} == {2 + columns}
 
 
-def test_options_name_rows_columns_metrics_and_filters(results):
-    folder = results("made", [
-        row(f1="60"), row(seed=1, f1="62", teacher="t"), row(task="qqp", accuracy=50)])
-    options = {"methods": "magnitude,movement", "keep": "0.10,0.03", "tasks": "sst2",
-               "metric": "accuracy,f1", "teacher": ""}
-    assert lines(tables.table("made", options, folder))[2:] == [
-        ["sst2 accuracy / f1", "magnitude", "not run here", "not run here"],
-        ["", "movement", "80.0 / 60.0 (1)", "not run here"]]
-    assert [line[1] for line in lines(tables.table("made", {"tasks": "sst2"}, folder))[2:]] == [
-        "movement", "movement + teacher"]
-    with pytest.raises(UserError, match="has no column techer; did you mean teacher"):
-        tables.table("made", {"techer": ""}, folder)
+def test_several_tasks_each_with_its_own_metric(table):
+    made = table("methods", [row(), row(task="squad", f1="60") | {"accuracy": ""}],
+                 "squad,sst2")
+    assert made == [["squad f1", "movement", "60.0 (1)"], ["sst2 accuracy", "movement", "80.0 (1)"]]
 
 
-def test_what_sets_rows_apart_is_named(results):
-    folder = results("made", [
-        row(), row(epochs="5.98"), row(freeze="weights"), row(scope="global"),
-        row("l0"), row("dense", 1), row("dense", 1, model="small:2x64")])
-    assert [line[1] for line in lines(tables.table("made", {}, folder))[2:]] == [
-        "dense, small", "dense, small:2x64", "l0", "movement, 2 epochs", "movement, 6 epochs",
-        "movement, 2 epochs, global", "movement, 2 epochs, weights frozen"]
-
-
-def test_two_rows_of_one_seed_are_no_mean(results):
-    folder = results("made", [row(), row(accuracy=90, lr="1")])
-    with pytest.raises(UserError, match=r"two rows of sst2, movement, 0.1, seed 0"):
-        tables.table("made", {}, folder)
-    assert lines(tables.table("made", {"by": "lr"}, folder))[2:] == [
-        ["sst2 accuracy", "movement", "80.0 (1)"], ["", "movement, lr 1", "90.0 (1)"]]
-
-
-def test_settings_that_differ_make_lines_of_their_own(results):
-    folder = results("made", [
+def test_settings_that_differ_make_lines_of_their_own(table):
+    made = table("methods", [
         row(lr="0.1", hold="0.2"), row(lr="0.2", hold="0.2"), row("l0", lr="0.1", hold="0.2"),
+        row("magnitude", epochs="2.001"), row("magnitude", epochs="5.98"),
+        row("magnitude", epochs="5.98", scope="global"), row("random", held_out="0.1"),
         row("dense", 1, hold="0.2"), row("dense", 1, 1, hold="0.4")])  # no dense run holds
-    assert [line[1] for line in lines(tables.table("made", {}, folder))[2:]] == [
-        "dense", "l0", "movement, lr 0.1", "movement, lr 0.2"]
+    assert [line[1] for line in made] == [
+        "dense", "random, 0.1 held out", "magnitude, 2 epochs", "magnitude, 6 epochs",
+        "magnitude, 6 epochs, global", "L0", "movement, lr 0.1", "movement, lr 0.2"]
 
 
-@pytest.mark.parametrize("options, complaint", [
-    ("methods", "methods: options are written NAME=VALUE"),
-    ("keep=few", "keep=few is not a list of numbers"),
-    ("metric=acuracy", "no column acuracy; did you mean accuracy"),
-    ("columns=nope", "no column nope"),
-    ("by=rl", "no column rl"),
+@pytest.mark.parametrize("runs, method, cells", [  # as the paper prints them
+    ("untaught", "magnitude", ["67.7 / 78.5", "40.1 / 54.5"]),
+    ("untaught", "soft movement", ["71.3 / 81.5", "69.5 / 79.9"]),
+    ("taught", "movement", ["75.6 / 84.3", "67.5 / 78.0"]),
+    ("taught", "soft movement", ["76.6 / 84.9", "72.7 / 82.3"]),
 ])
-def test_wrong_options_are_named(results, options, complaint):
-    folder = results("made", [row()])
-    with pytest.raises(UserError, match=f"table made: .*{complaint}"):
-        tables.fill(f"<!-- table: made {options} -->\n<!-- end -->", folder)
-    with pytest.raises(UserError, match="tasks=sst2: the paper has"):
-        tables.table("paper_runs", {"tasks": "sst2"}, ROOT / "results")
-
-
-def test_a_metric_that_a_task_has_not(results):
-    folder = results("made", [row(), row(task="squad", f1="60") | {"accuracy": ""}])
-    assert [line[-1] for line in lines(tables.table("made", {"metric": "f1"}, folder))[2:]] == [
-        "– (1)", "60.0 (1)"]
-
-
-def test_no_rows_at_all(tmp_path):
-    assert tables.table("none", {}, tmp_path) == "*not run here*\n"
-    asked = {"methods": "movement", "keep": "0.1", "tasks": "mnli"}
-    assert lines(tables.table("none", asked, tmp_path))[2:] == [
-        ["mnli", "movement", "not run here"]]
-
-
-@pytest.mark.parametrize("distilled, method, cells", [  # as the paper prints them
-    ("no", "magnitude", ["67.7 / 78.5", "40.1 / 54.5"]),
-    ("no", "soft_movement", ["71.3 / 81.5", "69.5 / 79.9"]),
-    ("yes", "movement", ["75.6 / 84.3", "67.5 / 78.0"]),
-    ("yes", "soft_movement", ["76.6 / 84.9", "72.7 / 82.3"]),
-])
-def test_the_papers_tables_come_out_of_its_runs(distilled, method, cells):
-    made = tables.table("paper_runs", {"distilled": distilled, "tasks": "squad"}, ROOT / "results")
-    assert [line[2:] for line in lines(made) if line[1] == method] == [cells]
-    assert "the paper's own results" in made
+def test_the_papers_tables_come_out_of_its_runs(runs, method, cells):
+    squad = lines(tables.paper(ROOT / "results", runs))[2:6]
+    assert [line[2:] for line in squad if line[1] == method] == [cells]
 
 
 def test_a_benchmark_becomes_a_table(tmp_path):
     step = {"part": "methods", "name": "movement", "size": "2×8, 1×4 tokens", "ratio": 1.046,
             "low": 1.01, "high": 1.2, "ms": 12.3, "tokens_per_second": 4567.8}
-    peak = {"part": "memory", "name": "l0", "size": "2×8", "ratio": 1.1, "bytes": 3 * 2**20}
-    (tmp_path / "benchmark.json").write_text(json.dumps(
-        {"machine": "M", "threads": 2, "torch": "T", "precision": "bf16", "rows": [peak, step]}))
-    made = tables.table("benchmark", {"parts": "methods"}, tmp_path)
-    assert lines(made) == [["part", "what", "model, batch", "ratio", "amount"], ["---"] * 5, [
-        "methods", "movement", "2×8, 1×4 tokens", "1.05 (1.01 to 1.20)", "12 ms, 4,568 tokens/s"]]
-    made = tables.table("benchmark", {"parts": "memory"}, tmp_path)
-    assert lines(made)[2] == ["memory", "l0", "2×8", "1.10", "3 MB"]
+    (tmp_path / "benchmark.json").write_text(json.dumps({
+        "machine": "M", "threads": 2, "torch": "T", "precision": "bf16",
+        "rows": [step | {"part": "buckets"}, step]}))
+    assert lines(tables.benchmark(tmp_path, "methods")) == [
+        ["part", "what", "model, batch", "ratio", "amount"], ["---"] * 5,
+        ["methods", "movement", "2×8, 1×4 tokens", "1.05 (1.01 to 1.20)", "12 ms, 4,568 tokens/s"]]
 
 
 def test_any_csv_as_it_is(tmp_path):
-    (tmp_path / "made.csv").write_text("model,density,csr_ms\nA,0.03,1234.5\nB,0.1,\n")
-    made = tables.table("made", {"columns": "density,csr_ms"}, tmp_path)
-    assert lines(made) == [["density", "csr ms"], ["---"] * 2, ["0.03", "1,234"], ["0.1", "–"]]
-    made = tables.table("made", {"columns": "density", "model": "B"}, tmp_path)
-    assert lines(made)[2:] == [["0.1"]]
-    assert "not run here" in tables.table("none", {"columns": "density"}, tmp_path)
+    (tmp_path / "made.csv").write_text("layer,matrix,csr_ms\n1,query,1\nall,all,1234.5\nall,all,\n")
+    assert lines(tables.csv(tmp_path, "made", "layer,csr_ms")) == [
+        ["layer", "csr ms"], ["---"] * 2, ["all", "1,234"], ["", "–"]]
+
+
+@pytest.mark.parametrize("marker, complaint", [
+    ("metods made sst2", "no such kind of table; did you mean methods"),
+    ("methods made", "missing 1 required positional argument: 'tasks'"),
+    ("methods made sst2 accuracy", "positional arguments"),
+    ("methods maid sst2", "no rows in results/maid.csv"),
+    ("methods made sst2,sts", "results/made.csv has no such rows of sts"),
+    ("methods twice sst2", "two rows of sst2, movement, 0.1, seed 0"),
+    ("csv made acuracy", "no column 'acuracy'"),
+    ("benchmark methods,theirs", "results/benchmark.json has no part theirs"),
+    ("paper tought", "taught or untaught"),
+    ("", "no such kind of table"),
+])
+def test_wrong_markers_are_named_with_their_page(results, tmp_path, marker, complaint):
+    results("twice", [row(), row(accuracy=90)])
+    write_json(tmp_path / "benchmark.json", {"rows": [{"part": "methods"}]})
+    folder = results("made", [row()])
+    with pytest.raises(UserError) as error:
+        tables.fill(f"<!-- table: {marker} -->\n<!-- end -->", folder, "PAGE.md")
+    assert str(error.value).startswith(f"PAGE.md: <!-- table: {marker} -->: ")
+    assert complaint in str(error.value) and "\n" not in str(error.value)
 
 
 def test_fill_changes_what_is_between_markers_only(results):
     folder = results("made", [row()])
-    text = "before\n<!-- table: made keep=0.1 -->\nold\n<!-- end -->\nafter <!-- end -->\n"
-    filled = tables.fill(text, folder)
-    assert re.fullmatch(r"before\n<!-- table: made keep=0.1 -->\n\|[^<]*\| 80.0 \(1\) \|\n[^<]*"
+    text = "before\n<!-- table: methods made sst2 -->\nold\n<!-- end -->\nafter <!-- end -->\n"
+    filled = tables.fill(text, folder, "PAGE.md")
+    assert re.fullmatch(r"before\n<!-- table: methods made sst2 -->\n\|[^<]*\| 80.0 \(1\) \|\n[^<]*"
                         r"<!-- end -->\nafter <!-- end -->\n", filled)
-    assert tables.fill(filled, folder) == filled
-    with pytest.raises(UserError, match="has no <!-- end -->"):
-        tables.fill("<!-- table: made -->\n", folder)
+    assert tables.fill(filled, folder, "PAGE.md") == filled
+    with pytest.raises(UserError, match=r"PAGE.md: a <!-- table: … --> has no <!-- end -->"):
+        tables.fill("<!-- table: methods made sst2 -->\n", folder, "PAGE.md")
 
 
-def test_readme_shows_what_the_rows_say():
-    for page in ("README.md", "PAPER.md", "results/README.md"):
-        if (ROOT / page).exists():
-            text = (ROOT / page).read_text(encoding="utf-8")
-            assert tables.fill(text, ROOT / "results") == text, f"python -m tools.figures ({page})"
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_pages_show_what_the_rows_say(page):
+    text = page.read_text(encoding="utf-8")
+    assert tables.fill(text, ROOT / "results", page) == text, "python -m tools.tables"
 
 
 # ---------------------------------------------------------------------------------- anatomy
@@ -292,12 +270,7 @@ def test_a_damaged_run_is_named(tiny_run):
 def draw(monkeypatch, tmp_path):
     """figures.main in this process → names of the pictures, and {picture: axes} of the last."""
     pytest.importorskip("matplotlib")
-    axes = {}
-    save = figures.save
-
-    def keep(figure, path):
-        axes[path.name] = figure.axes
-        save(figure, path)
+    axes, save = {}, figures.save
 
     def run(*words):
         monkeypatch.setattr("sys.argv", ["tools.figures", *map(str, words), "--output",
@@ -305,7 +278,8 @@ def draw(monkeypatch, tmp_path):
         figures.main()
         return {path.name for path in (tmp_path / "figures").iterdir()}, axes
 
-    monkeypatch.setattr(figures, "save", keep)
+    monkeypatch.setattr(figures, "save", lambda figure, path: (
+        axes.update({path.name: figure.axes}), save(figure, path)))
     return run
 
 
@@ -320,15 +294,15 @@ def test_curves_from_rows(results, draw, tmp_path):
               for m, n in (("small", "1000"), ("small:1x64", "300"))]
     found += [row(keep=keep, teacher="t", accuracy=85) for keep in (0.3, 0.1)]
     found += [row(keep=keep, scope="global", accuracy=83) for keep in (0.3, 0.1)]
+    found += [row("scores.py:Own", keep, scope="local", accuracy=70) for keep in (0.3, 0.1)]
     found += [row(held_out="0.1", lr=lr, accuracy=99) for lr in ("1", "2")]  # not results
-    readme = tmp_path / "page.md"
-    readme.write_text("<!-- table: made methods=dense -->\n<!-- end -->\n")
-    names, axes = draw("--results", results("made", found), "--pages", readme)
+    names, axes = draw("--results", results("made", found))
     assert names == both("figure2-made", "figure2-encoder-parameters-made",
                          "figure2-all-parameters-made", "figure3-made", "figure5-made")
     drawn = {line.get_label(): line for line in axes["figure2-made"][0].get_lines()}
-    assert {*PRUNED, "dense", "95 % of dense"} == set(drawn)
-    assert list(drawn["l0"].get_xdata()) == [10, 30] and list(drawn["l0"].get_ydata()) == [81, 81]
+    assert list(drawn) == ["magnitude", "L0", "movement", "soft movement", "Own", "dense",
+                           "95 % of dense"]
+    assert list(drawn["L0"].get_xdata()) == [10, 30] and list(drawn["L0"].get_ydata()) == [81, 81]
     assert drawn["dense"].get_ydata()[0] == 90 and drawn["95 % of dense"].get_ydata()[0] == 85.5
     assert "encoder's matrices (%)" in axes["figure2-made"][0].get_xlabel()
     band = axes["figure2-made"][0].collections[0].get_paths()[0].vertices[:, 1]
@@ -336,9 +310,8 @@ def test_curves_from_rows(results, draw, tmp_path):
     stars = next(line for line in axes["figure2-encoder-parameters-made"][0].get_lines()
                  if line.get_label() == "dense, by size")
     assert list(stars.get_xdata()) == [300, 1000]
-    assert "90.0 (1)" in readme.read_text()
     first = (tmp_path / "figures" / "figure2-made.svg").read_bytes()
-    draw("--results", tmp_path, "--pages", readme)
+    draw("--results", tmp_path)
     assert (tmp_path / "figures" / "figure2-made.svg").read_bytes() == first
 
 
@@ -347,15 +320,26 @@ def test_a_wrong_csv_keeps_no_other_from_being_drawn(results, draw, tmp_path):
     with pytest.raises(UserError, match=r"wrong-0.1.csv: two rows of sst2"):
         draw("--results", results("good-0.3", [row(), row(keep=0.3)]))
     assert {path.name for path in (tmp_path / "figures").iterdir()} == both("figure2-good-0.3")
+
+
+def test_nothing_to_draw_is_said(results, draw, tmp_path):
+    with pytest.raises(UserError, match="nothing to draw: no CSV file in"):
+        draw("--results", results("made", [row(), row(seed=1), row("dense", 1)]))
     with pytest.raises(UserError, match="no such folder"):
         draw("--results", tmp_path / "nowhere")
 
 
-def test_the_papers_runs_are_dashed_and_named(draw, tmp_path):
-    figures.plt.rcParams.update(figures.LOOK)
-    figures.from_paper(rows.read(ROOT / "results" / "paper_runs.csv"), tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == both(
-        "figure2-paper", "figure3-paper", "figure5-paper")
+def test_the_papers_runs_are_drawn_from_their_sheet(draw, tmp_path):
+    (tmp_path / "paper_runs.csv").write_bytes((ROOT / "results" / "paper_runs.csv").read_bytes())
+    names, axes = draw("--results", tmp_path)
+    assert names == both("figure2-paper", "figure3-paper", "figure5-paper")
+    assert [axis.get_title().split()[0] for axis in axes["figure2-paper"]] == [
+        "mnli", "qqp", "squad"]
+    (squad,) = axes["figure5-paper"]
+    drawn = {line.get_label(): line for line in squad.get_lines()}
+    assert list(drawn) == ["magnitude", "magnitude, global", "movement", "movement, global",
+                           "dense", "95 % of dense"]
+    assert len(drawn["movement"].get_xdata()) == 8 and squad.get_ylabel() == "f1 (%)"
 
 
 def test_pictures_of_runs(tiny_run, draw, capsys):
@@ -367,12 +351,14 @@ def test_pictures_of_runs(tiny_run, draw, capsys):
 
 
 def test_methods_look_the_same_everywhere_and_unlike_each_other():
-    assert set(figures.STYLES) == set(figures.masking.METHODS)
-    for part in zip(*figures.STYLES.values()):
-        assert len(set(part)) == len(figures.STYLES)
+    assert list(figures.STYLES) == list(rows.METHOD_NAMES) == list(masking.METHODS)
+    assert {m for m, method in masking.METHODS.items() if not method.ranked} == {*tables.GLOBAL}
+    for part in zip(*figures.STYLES.values(), figures.OWN_STYLE):
+        assert len(set(part)) == len(figures.STYLES) + 1
     made = figures.dashes([("movement", "movement"), ("movement", "movement, global"),
-                           ("l0", "l0"), ("movement", "movement")])
-    assert made == {"movement": "-", "movement, global": "--", "l0": "-"}
+                           ("l0", "L0"), ("movement", "movement"), ("a.py:A", "A"),
+                           ("b.py:B", "B")])
+    assert made == {"movement": "-", "movement, global": "--", "L0": "-", "A": "-", "B": "--"}
 
 
 def test_without_matplotlib_one_line_says_what_to_install(monkeypatch):

@@ -1,7 +1,5 @@
-"""sweep.py: which runs it makes, that the CSV stays whole, and what it does about failures."""
+"""Sweeps: which runs they make, that the CSV file stays whole, and what happens to failed runs."""
 
-import csv
-import os
 import signal
 import subprocess
 import sys
@@ -17,92 +15,85 @@ import data
 from support.files import UserError
 from tools import rows, sweep
 
-# in place of train.py: leaves what it leaves, at once; fails at --lr 13, hangs at --lr 17
+# stands in for train.py: writes what it writes, at once; fails at --lr 13, hangs at --lr 17
 STAND_IN = f"""
-import os, sys, time
+import sys, time
 sys.path.insert(0, {str(ROOT)!r})
-from support.files import RunError, UserError, run_main, write_json
+from support.files import write_json
 
-def main():
-    dry = "--dry-run" in sys.argv
-    words = [w for w in sys.argv[1:] if w not in ("--dry-run", "--resume")]
-    s = dict(zip((w[2:].replace("-", "_") for w in words[::2]), words[1::2]))
-    if s.get("data") == "nowhere":
-        raise UserError("--data nowhere: no such folder")
-    if dry:
-        return
-    if s.get("lr") == "17":
-        open(s["output"] + ".began", "w").close()
-        time.sleep(60)
-    if s.get("lr") == "13":
-        raise RunError("the loss is nan at step 0")
-    keep = float(s.get("keep", 1))
-    write_json(s["output"] + "/run.json", dict(
-        lr=float(s.get("lr", 3e-4)), score_lr=0.03, penalty=None,
-        batch_size=int(s.get("batch_size", 32)),
-        teacher=None, device="cpu", threads=int(os.environ["OMP_NUM_THREADS"])))
-    write_json(s["output"] + "/metrics.json", dict(
-        task=s["task"], model=s["model"], method=s["method"], keep=keep, density=keep,
-        penalty=None, on_target=True, steps=10, train_inputs=320, train_seconds=1.5,
-        seed=int(s["seed"]),
-        metrics=dict(accuracy_matched=80.0 + int(s["seed"]), accuracy_mismatched=1 / 3)))
-
-run_main(main)
+words = [word for word in sys.argv[1:] if word not in ("--dry-run", "--resume")]
+s = dict(zip((word[2:] for word in words[::2]), words[1::2]))
+if "--dry-run" in sys.argv:
+    sys.exit(2 if s.get("data") == "damaged" else 0)
+if s.get("lr") == "13":
+    sys.exit("error: the loss is nan at step 0")
+if s.get("lr") == "17":
+    open(s["output"] + ".began", "w").close()
+    time.sleep(60)
+keep, seed = float(s.get("keep", 1)), int(s["seed"])
+write_json(s["output"] + "/run.json", dict(
+    lr=float(s.get("lr", 3e-4)), score_lr=0.03, penalty=None, teacher=None, device="cpu",
+    batch_size=64) | (dict(date="2020-05-15") if seed else dict()))
+write_json(s["output"] + "/metrics.json", dict(
+    task=s["task"], model=s["model"], method=s["method"], keep=keep, density=keep, steps=10,
+    penalty=None, on_target=True, train_inputs=320, train_seconds=1.5, seed=seed,
+    metrics=dict(accuracy_matched=80.0 + seed, accuracy_mismatched=1 / 3)))
 """
 
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """sweep.main in this process, with the stand-in → what it raised, or None."""
+    """sweep.main in this process, with the stand-in → the rows, or what it raised; run.ready lists
+    the data and models that were made ready."""
     (tmp_path / "train.py").write_text(STAND_IN)
     monkeypatch.setattr(sweep, "HERE", tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(sweep, "make_ready", lambda s: run.ready.append((s["data"], s["task"])))
+    monkeypatch.setattr(sweep.signal, "signal", lambda *_: None)
 
     def run(*words):
-        words = ["tools.sweep", *map(str, words), "--csv", str(tmp_path / "rows.csv")]
-        monkeypatch.setattr(sys, "argv", words)
-        before = signal.getsignal(signal.SIGTERM)
+        monkeypatch.setattr(
+            sys, "argv", ["tools.sweep", *map(str, words), "--csv", str(tmp_path / "rows.csv")])
         try:
             sweep.main()
         except (Exception, SystemExit) as error:
             return error
-        finally:
-            signal.signal(signal.SIGTERM, before)
         return rows.read(tmp_path / "rows.csv")
 
+    run.ready = []
     return run
 
 
 def names(*words):
-    return [run.name for run in sweep.combinations(*sweep.make_parser().parse_known_args(words))]
+    return [run.name for run in sweep.combinations(sweep.make_parser().parse_args(words))]
 
 
-def test_combinations_are_the_product_and_dense_is_run_once():
-    assert names("--methods", "dense,magnitude", "--keep", "0.5,0.1", "--seeds", "0,1") == [
+@pytest.mark.parametrize("words, expected", [
+    ("--methods dense,magnitude --keep 0.5,0.1 --seeds 0,1", [  # dense once a seed
         "mnli-dense-1-s0", "mnli-magnitude-0.5-s0", "mnli-magnitude-0.1-s0",
-        "mnli-dense-1-s1", "mnli-magnitude-0.5-s1", "mnli-magnitude-0.1-s1"]
-    assert names("--tasks", "sst2,qqp", "--methods", "l0", "--models", "small,small:2x64") == [
-        "sst2-l0-0.1-s0", "sst2-small-2x64-l0-0.1-s0",
-        "qqp-l0-0.1-s0", "qqp-small-2x64-l0-0.1-s0"]
-
-
-def test_lists_of_other_flags_multiply_only_where_they_matter():
-    rates = ("--lr=1e-3,3e-4", "--score-lr", "1e-2,3e-2", "--train-embeddings")
-    assert len(names("--methods", "movement", *rates)) == 4
-    assert len(names("--methods", "magnitude", *rates)) == 2  # it has no scores to learn
-    assert len(names("--methods", "magnitude,l0", "--scope", "local,global")) == 2 + 1
-    assert names("--methods", "magnitude,l0", "--penalty", "5,7", "--keep", "0.3,0.1") == [
-        "mnli-magnitude-0.3-s0", "mnli-magnitude-0.1-s0", "mnli-l0-λ5-s0", "mnli-l0-λ7-s0"]
+        "mnli-dense-1-s1", "mnli-magnitude-0.5-s1", "mnli-magnitude-0.1-s1"]),
+    ("--tasks sst2,qqp --methods l0 --models small:2x64", [
+        "sst2-small-2x64-l0-0.1-s0", "qqp-small-2x64-l0-0.1-s0"]),
+    ("--methods movement --lr=1e-3,3e-4 --score-lr 1e-2,3e-2", ["mnli-movement-0.1-s0"] * 4),
+    ("--methods magnitude --lr=1e-3,3e-4 --score-lr 1e-2,3e-2",  # which has no scores to learn
+     ["mnli-magnitude-0.1-s0"] * 2),
+    ("--methods magnitude,l0 --scope local,global --train-embeddings", [  # L0 is always global
+        "mnli-magnitude-0.1-s0", "mnli-magnitude-0.1-s0", "mnli-l0-0.1-s0"]),
+    ("--methods magnitude,l0 --penalty 5,7 --keep 0.3,0.1", [
+        "mnli-magnitude-0.3-s0", "mnli-magnitude-0.1-s0", "mnli-l0-λ5-s0", "mnli-l0-λ7-s0"]),
+])
+def test_runs_are_all_combinations_that_differ(words, expected):
+    assert names(*words.split()) == expected
 
 
 @pytest.mark.parametrize("words, message", [
     (("--methods", "movment"), "did you mean movement?"),
     (("--lrr", "3"), "did you mean --lr?"),
     (("--keep", "0.1,2"), "'2' is not a number"),
-    (("--lr", "1", "2"), "2: which flag does this belong to?"),
-    (("--output", "x"), "--output: is the sweep's own affair"),
+    (("--lr", "1", "2"), "unknown argument 2"),
+    (("--output", "x"), "--output: a sweep sets it itself"),
     (("--job", "3"), "did you mean --jobs?"),
-    (("--models", "/a/bert,/b/bert"), "/a/bert and /b/bert end alike"),
+    (("--models", "/a/bert,/b/bert"), "--model /a/bert and /b/bert have the same last name"),
+    (("--data", "/a/glue,/b/glue"), "--data /a/glue and /b/glue have the same last name"),
 ])
 def test_wrong_flags_are_refused_before_anything_runs(words, message, capsys):
     with pytest.raises((SystemExit, UserError)) as error:
@@ -110,40 +101,41 @@ def test_wrong_flags_are_refused_before_anything_runs(words, message, capsys):
     assert message in str(error.value) + capsys.readouterr().err
 
 
-def test_wrong_data_are_refused_before_anything_runs(stand_in, tmp_path):
-    assert stand_in("--data", "nowhere").code == 2
+def test_data_and_weights_are_made_ready_and_tried_before_anything_runs(stand_in, tmp_path):
+    assert stand_in("--tasks", "mnli,sst2", "--data", "damaged").code == 2  # by the first dry run
+    assert stand_in.ready == [("damaged", "mnli")]
     assert not (tmp_path / "rows.csv").exists()
 
 
-def test_key_is_the_settings_that_decide_and_no_machine_path():
+def test_a_key_follows_from_the_settings_that_decide_and_from_no_path():
     def key(*words):
         return sweep.make_run(["--seed", "0", *words]).key
 
-    lr = settings.recipe_for("mnli", "movement", "small").lr  # given or not, it is the same run
+    lr = settings.recipe_for("mnli", "movement", "small").lr  # the same run, given or not
     assert key() == key("--save-every", "7", "--alpha", "0.5") == key("--lr", str(lr))
     assert key("--data", "/a/glue") == key("--data", "../b/glue") != key("--data", "/a/other")
-    different = [key(), key("--seed", "1"), key("--lr", "1"), key("--freeze", "weights"),
-                 key("--teacher", "t"), key("--teacher", "t", "--alpha", "0.5"),
-                 key("--keep", "0.2"), key("--scope", "global"), key("--held-out", "0.1")]
-    assert len(set(different)) == len(different)
+    assert key() == "e6ce93e0594c"  # as ever: earlier rows are found again
+    different = ["", "--seed 1", "--lr 1", "--freeze weights", "--teacher t", "--held-out 0.1",
+                 "--teacher t --alpha 0.5", "--keep 0.2", "--scope global"]
+    assert len({key(*words.split()) for words in different}) == len(different)
 
 
 def test_rows_are_appended_once_and_say_how_they_were_made(stand_in, tmp_path, capsys):
     words = ("--methods", "dense,movement", "--seeds", "0,1", "--data", "/somewhere/glue",
              "--batch-size", 64, "--jobs", 2)
-    found = stand_in(*words)
-    assert {(r["method"], r["seed"], r["accuracy_matched"]) for r in found} == {
-        (method, seed, accuracy) for method in ("dense", "movement")
-        for seed, accuracy in (("0", "80"), ("1", "81"))}
-    row = next(r for r in found if r["method"] == "movement" and r["seed"] == "0")
+    found = {(r["method"], r["seed"]): r for r in stand_in(*words)}
+    assert len(found) == 4 and stand_in.ready == [("/somewhere/glue", "mnli")]
+    row = found["movement", "0"]
     assert list(row) == list(rows.COLUMNS)
-    assert (row["keep"], row["penalty"], row["lr"]) == ("0.1", "", "0.0003")
-    assert {(r["method"], r["score_lr"]) for r in found} == {("dense", ""), ("movement", "0.03")}
-    assert row["epochs"] == "2"  # 10 steps of 64 of 320 rows
-    assert row["accuracy_mismatched"] == "0.3333333" and row["accuracy"] == ""
-    assert row["command"] == ("python train.py --task mnli --method movement --model small "
-                              "--seed 0 --keep 0.1 --data glue --batch-size 64")
-    assert row["date"] == time.strftime("%Y-%m-%d") and row["machine"].endswith("cores")
+    expected = {"keep": "0.1", "penalty": "", "lr": "0.0003", "score_lr": "0.03", "accuracy": "",
+                "accuracy_mismatched": "0.3333333", "date": time.strftime("%Y-%m-%d"),
+                "epochs": "2",  # 10 steps of 64 of 320 rows
+                "command": "python train.py --task mnli --method movement --keep 0.1 --data glue "
+                           "--model small --batch-size 64 --seed 0"}
+    assert row | expected == row and row["machine"].endswith("cores")
+    assert found["dense", "0"]["score_lr"] == ""
+    other = found["dense", "1"]
+    assert (other["accuracy_matched"], other["date"]) == ("81", "2020-05-15")  # as its files say
     assert "somewhere" not in (tmp_path / "rows.csv").read_text()
     assert "[4/4]" in capsys.readouterr().out
     before = (tmp_path / "rows.csv").read_bytes()
@@ -169,15 +161,16 @@ def test_run_folders_stay_only_where_asked(stand_in, tmp_path):
 
 def test_ctrl_c_ends_the_children_and_leaves_the_rows(stand_in, tmp_path):
     program = f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-import pathlib, files, sweep
+import pathlib
+from support import files
+from tools import sweep
 sweep.HERE = pathlib.Path({str(tmp_path)!r})
+sweep.make_ready = lambda settings: None
 files.run_main(sweep.main)
 """
     process = subprocess.Popen(
         [sys.executable, "-c", program, "--methods", "magnitude", "--lr", "1,17", "--csv",
-         tmp_path / "rows.csv", "--keep-runs", tmp_path], env=os.environ, text=True,
+         tmp_path / "rows.csv", "--keep-runs", tmp_path], cwd=ROOT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     end = time.time() + 120
     while not list(tmp_path.glob("*.began")) and time.time() < end:
@@ -185,7 +178,7 @@ files.run_main(sweep.main)
     process.send_signal(signal.SIGINT)
     began = time.time()
     _, error = process.communicate(timeout=60)
-    assert time.time() - began < 18, "it waited for the child in place of ending it"
+    assert time.time() - began < 18, "it waited for the child instead of ending it"
     assert process.returncode == 130 and "stopped by Ctrl-C" in error
     assert [r["lr"] for r in rows.read(tmp_path / "rows.csv")] == ["1"]
 
@@ -200,19 +193,23 @@ def test_several_writers_lose_no_row(tmp_path):
 
 def test_older_files_keep_their_columns(tmp_path):
     path = tmp_path / "rows.csv"
-    path.write_text("key,extra\n1,here\n")
-    rows.append(path, {"key": "2", "task": "mnli"})
-    assert [(r["key"], r["task"], r["extra"]) for r in rows.read(path)] == [
-        ("1", "", "here"), ("2", "mnli", "")]
-    path.write_text("\ufeffkey,task\n1,mnli\n", encoding="utf-8")  # as Excel writes it
+    path.write_text("\ufeffkey,extra\n1,here\n", encoding="utf-8")  # as Excel writes it
     rows.append(path, {"key": "2", "task": "qqp"})
-    assert [(r["key"], r["task"]) for r in rows.read(path)] == [("1", "mnli"), ("2", "qqp")]
-    path.write_text("name,price\nx,1\n")
-    with pytest.raises(UserError, match="has no column key"):
+    assert [(r["key"], r["task"], r["extra"]) for r in rows.read(path)] == [
+        ("1", "", "here"), ("2", "qqp", "")]
+
+
+@pytest.mark.parametrize("text, complaint", [
+    ("name,price\nx,1\n", "no column key"),
+    ("key,task\n1\n", "row 1 does not have as many cells"),
+    ("key\n\0\udcff\n", "not a CSV file"),
+])
+def test_other_files_are_left_alone(tmp_path, text, complaint):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=complaint):
         rows.append(path, {"key": "2"})
-    path.write_text("key,task\n1\n")
-    with pytest.raises(UserError, match="row 1 has not as many cells"):
-        rows.read(path)
+    assert path.read_bytes() == text.encode("utf-8", "surrogateescape")
 
 
 def test_every_metric_has_a_column():
@@ -228,8 +225,7 @@ def test_a_real_run_fills_its_row(command, tmp_path):
                    "--steps", 20, "--max-train-rows", 320, "--max-eval-rows", 40,
                    "--max-length", 32, "--csv", tmp_path / "rows.csv")
     assert done.returncode == 0, done.stderr
-    with open(tmp_path / "rows.csv", newline="") as file:
-        (row,) = csv.DictReader(file)
+    (row,) = rows.read(tmp_path / "rows.csv")
     blank = {name for name, value in row.items() if not value}
     assert blank <= {"penalty", "teacher", "freeze", "held_out", "git"} | set(rows.METRICS)
     assert float(row["accuracy_matched"]) > 0 and int(row["nonzero_parameters"]) > 0

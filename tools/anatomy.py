@@ -18,6 +18,7 @@ import masking
 from sample import pretrain
 from support import checkpoints
 from support.files import UserError, read_json
+from tools.rows import method_name
 
 MATRICES = {  # Hugging Face's name inside a layer → name in the tables
     "attention.self.query": "query", "attention.self.key": "key", "attention.self.value": "value",
@@ -88,7 +89,7 @@ def assemble(run: Path, metrics: dict, settings: dict, pruning: dict[str, np.nda
         if method == "l0":  # the model holds W times gates, which can be between 0 and 1
             W[M] /= masking.L0().mask(torch.from_numpy(S), 0, None)[0].numpy()[M]
         parts.append(Part(layer, kind, W, M, start.get(name), S, ever_pruned))
-    label = f"{method}, {100 * metrics['density']:.3g} %"
+    label = f"{method_name(method)}, {100 * metrics['density']:.3g} %"
     label += ", global" * (settings.get("scope") == "global")
     heads = bert.read_config(run)[0].num_attention_heads
     return Anatomy(label, method, parts, heads, metrics, note)

@@ -1,18 +1,17 @@
-"""The paper's figures from result rows and from runs; and the pages' tables.
+"""The paper's figures, drawn from result rows and from runs.
 
-    python -m tools.figures                      # Figures 2, 3 and 5 from results/*.csv, the tables
-    python -m tools.figures --run runs/A runs/B  # Figures 1, 4 and 6, and numbers, from these runs
+    python -m tools.figures                      # Figures 2, 3 and 5 from results/*.csv
+    python -m tools.figures --run runs/A runs/B  # Figures 1, 4 and 6 of these, and numbers
 
-Where a CSV has dense models of several sizes, Figure 2 is drawn against the number of non-zero
-parameters too, the smaller ones beside the pruned one. A line is a mean over seeds, its band goes
-from the worst to the best of them. One colour and marker stands for one method everywhere.
+If a CSV file has dense models of several sizes, Figure 2 is also drawn against the number of
+non-zero parameters, with the smaller models beside the pruned one. A line is a mean over seeds, its
+band reaches from the worst seed to the best. A method has one colour and marker everywhere.
 """
 
 from pathlib import Path
 
 import numpy as np
 
-import masking
 from sample import pretrain
 from support import cli
 from support.files import UserError, run_main
@@ -30,25 +29,28 @@ HERE = Path(__file__).parent.parent
 STYLES = {  # colours of Okabe and Ito, which every kind of colour vision tells apart
     "dense": ("#000000", "*"), "random": ("#999999", "X"), "magnitude": ("#0072B2", "o"),
     "l0": ("#E69F00", "s"), "movement": ("#009E73", "^"), "soft_movement": ("#D55E00", "D")}
+OWN_STYLE = ("#CC79A7", "P")  # of methods that are not the project's
 GREY = "#BBBBBB"
 LOOK = {"font.size": 11, "axes.titlesize": 12, "axes.grid": True, "grid.alpha": 0.3,
         "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
         "svg.hashsalt": "movement", "figure.constrained_layout.use": True}
-REMAINING = "weights remaining\nin the encoder's matrices (%)"
-PAPER_REMAINING = "weights remaining in the encoder, biases\nand LayerNorms counted (%)"
-X_AXES = {  # column, its unit in the plot, the axis's name
-    "figure2": ("density", 100, REMAINING),
-    "figure2-encoder-parameters": (
-        "nonzero_parameters", 1, "non-zero parameters\nin the encoder's matrices"),
-    "figure2-all-parameters": (
-        "nonzero_parameters_total", 1, "non-zero parameters\nin the whole model")}
+X_AXES = {  # column → its unit in the plot, the axis's name
+    "density": (100, "weights remaining\nin the encoder's matrices (%)"),
+    "encoder_density": (
+        100, "weights remaining in the encoder,\nbiases and LayerNorms counted (%)"),
+    "nonzero_parameters": (1, "non-zero parameters\nin the encoder's matrices"),
+    "nonzero_parameters_total": (1, "non-zero parameters\nin the whole model")}
 
 
-# ---------------------------------------------------------------------------- paper and ink
+# ---------------------------------------------------------------------------- parts of pictures
+
+
+def style_of(method: str) -> tuple[str, str]:
+    return STYLES.get(method, OWN_STYLE)
 
 
 def panels(count: int, height: float = 3.3):
-    """A figure as wide as the README shows it, with `count` panels."""
+    """A figure as wide as the README shows it, with `count` panels → figure, its axes."""
     columns = 2 if count == 4 else min(count, 3)
     lines = -(-count // columns)
     figure, axes = plt.subplots(
@@ -59,7 +61,7 @@ def panels(count: int, height: float = 3.3):
 
 
 def save(figure, path: Path) -> None:
-    """As PNG and SVG, the same bytes for the same picture."""
+    """Write PNG and SVG files; the same picture gives the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(f"{path}.png", dpi=160)  # not with_suffix: a name may have dots
     figure.savefig(f"{path}.svg", metadata={"Date": None})
@@ -68,7 +70,7 @@ def save(figure, path: Path) -> None:
 
 
 def legend(figure, axes) -> None:
-    """One legend for all panels, below them; the figure grows by its lines."""
+    """One legend below all panels; the figure grows by the height of it."""
     entries = {}
     for axis in axes:
         entries |= dict(zip(*reversed(axis.get_legend_handles_labels())))
@@ -90,33 +92,34 @@ def percent_axis(axis, xs: list[float]) -> None:
 
 
 def count_axis(axis) -> None:
-    def name(x, _):
-        return f"{x / 1e6:g} M" if x >= 1e6 else f"{x / 1e3:g} k"
-
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 3)))
     axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-    axis.xaxis.set_major_formatter(name)
+    axis.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter())
 
 
 # ------------------------------------------------------------------------- curves of results
 
 
 def dashes(labels: list[tuple[str, str]]) -> dict[str, str]:
-    """(method, label) of all lines → label → dashes, which tell lines of one method apart."""
-    methods = [method for method, _ in dict.fromkeys(labels)]
-    return {label: ("-", "--", ":", "-.")[methods[:i].count(method) % 4]
-            for i, (method, label) in enumerate(dict.fromkeys(labels))}
+    """(method, label) of all lines → label → dashes, which tell lines of one colour apart."""
+    styles = [style_of(method) for method, _ in dict.fromkeys(labels)]
+    return {label: ("-", "--", ":", "-.")[styles[:i].count(styles[i]) % 4]
+            for i, (_, label) in enumerate(dict.fromkeys(labels))}
 
 
-def curve(axis, label: str, dash: str, found: list[dict], metric: str, column: str, unit: float):
-    """One series: mean and range over seeds at each density → its x values."""
+def method_of(cells: dict[str, list[dict]]) -> str:
+    return next(iter(cells.values()))[0]["method"]
+
+
+def curve(axis, label: str, dash: str, cells, metric: str, column: str, unit: float):
+    """One series, rows by density: mean and range over seeds at each → its x values."""
     points = []
-    for cell in tables.by_keep(found).values():
+    for cell in cells.values():
         y = tables.values(cell, metric)
         points.append((unit * np.mean(tables.values(cell, column)), np.mean(y), min(y), max(y)))
     x, mean, low, high = map(list, zip(*sorted(points)))
-    colour, marker = STYLES[found[0]["method"]]
+    colour, marker = style_of(method_of(cells))
     axis.plot(x, mean, dash, color=colour, marker=marker, label=label,
               markerfacecolor=colour if dash == "-" else "white")
     axis.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
@@ -124,7 +127,7 @@ def curve(axis, label: str, dash: str, found: list[dict], metric: str, column: s
 
 
 def dense_line(axis, values: list[float]) -> None:
-    """The fine-tuned dense model, and 95 % of it."""
+    """The accuracy of the dense model, and 95 % of it."""
     if values:
         mean = float(np.mean(values))
         axis.axhline(mean, color="black", linewidth=1, label="dense")
@@ -132,7 +135,7 @@ def dense_line(axis, values: list[float]) -> None:
 
 
 def dense_models(axis, dense: list[dict], metric: str, column: str) -> None:
-    """Dense BERTs of several sizes as stars, joined by size."""
+    """Dense BERTs of several sizes as stars, joined in the order of their sizes."""
     points = []
     for model in dict.fromkeys(row["model"] for row in dense):
         cell = [row for row in dense if row["model"] == model]
@@ -143,7 +146,7 @@ def dense_models(axis, dense: list[dict], metric: str, column: str) -> None:
         axis.plot(x, y, "-", color="black", marker="*", markersize=10, linewidth=1,
                   label="dense, by size")
         axis.vlines(x, low, high, color="black", linewidth=3, alpha=0.3)
-        axis.margins(0.12, 0.2)  # room for the names
+        axis.margins(0.12, 0.2)  # room for names
         for at, model in zip(zip(x, y), models):
             axis.annotate(size_name(model), at, (0, -16), textcoords="offset points", ha="center",
                           fontsize=9, bbox={"color": "white", "alpha": 0.7, "pad": 0.5})
@@ -157,14 +160,14 @@ def size_name(model: str) -> str:
 
 
 def groups(found: list[dict]) -> list[list[dict]]:
-    """Rows by task, data and model: a panel each, in the order of the file."""
+    """Rows by task, data and model, a panel each, in the order of the file."""
     keys = dict.fromkeys((r["task"], r["data"], r["model"]) for r in found)
     return [[r for r in found if (r["task"], r["data"], r["model"]) == key] for key in keys]
 
 
 def same_task(group: list[dict], sources: list[list[dict]]) -> list[dict]:
-    """Dense rows of any pretrained model that did the same task on as many of the same rows, from
-    the first of the sources that has some."""
+    """Dense rows of any pretrained model, of the same task and number of rows, from the first of
+    the sources that has some."""
     alike = ("task", "data", "train_rows", "eval_rows", "held_out", "precision")
     first = group[0]
     found = ([r for r in source if r["method"] == "dense" and not r["teacher"]
@@ -173,109 +176,79 @@ def same_task(group: list[dict], sources: list[list[dict]]) -> list[dict]:
     return next(filter(None, found), [])
 
 
-def draw_curves(path: Path, found: list[dict], sources, figure_name: str) -> None:
-    """One picture: a panel for each task, data and model."""
-    column, unit, x_name = X_AXES[figure_name]
+def draw_curves(path: Path, found: list[dict], column: str, sources: list[list[dict]]) -> None:
+    """A panel for each task, data and model; `sources`: where to look for dense rows."""
+    unit, x_name = X_AXES[column]
     parts = groups(found)
     figure, axes = panels(len(parts))
     series = [tables.series_of(part) for part in parts]
-    dash = dashes([(own[0]["method"], label) for one in series for label, own in one.items()])
+    dash = dashes([(method_of(cells), label) for one in series for label, cells in one.items()])
     for axis, part, one in zip(axes, parts, series):
         metric, xs = tables.first_metric(part), []
-        for label, own in one.items():
-            xs += curve(axis, label, dash[label], own, metric, column, unit)
-        dense = same_task(part, sources)
-        if column == "density":
-            own = [row for row in dense if row["model"] == part[0]["model"]]
-            dense_line(axis, tables.values(own, metric))
+        for label, cells in one.items():
+            xs += curve(axis, label, dash[label], cells, metric, column, unit)
+        dense, model = same_task(part, sources), part[0]["model"]
+        if unit == 100:
+            dense_line(axis, tables.values([r for r in dense if r["model"] == model], metric))
             percent_axis(axis, xs)
         else:
             dense_models(axis, dense, metric, column)
             count_axis(axis)
-        model = part[0]["model"].split("/")[-1]
-        axis.set(title=f"{part[0]['task']} · {part[0]['data']}\n{model}", xlabel=x_name,
-                 ylabel=metric.replace("_", " ") + " (%)")
+        axis.set(title=f"{part[0]['task']} · {part[0]['data']}\n{model.split('/')[-1]}",
+                 xlabel=x_name, ylabel=metric.replace("_", " ") + " (%)")
     legend(figure, axes)
     save(figure, path)
 
 
-def from_results(folder: Path, output: Path) -> list[str]:
-    """Figures 2, 3 and 5 of every CSV that has rows for them → what is wrong with the others.
-    Settings are chosen on rows with --held-out, which are not results."""
+def paper_rows(path: Path) -> list[dict]:
+    """The authors' runs in the form of our rows, each the only one of its density."""
+    return [dict.fromkeys(rows.COLUMNS, "") | run | {
+        "data": "the paper's runs", "model": "BERT-base, one seed", "keep": f"run {number}",
+        "epochs": "0", "teacher": run["distilled"].replace("no", ""),
+        **dict(zip(tables.PAPER_METRICS[run["task"]], (run["metric1"], run["metric2"])))}
+        for number, run in enumerate(rows.read(path))]
+
+
+def figures_of(found: list[dict]) -> list[tuple[str, str, list[dict]]]:
+    """What the rows of one file are enough for → figure, column of the x axis, rows in it."""
+    pruned = [row for row in found if row["method"] != "dense"]
+    x = "density" if any(row["density"] for row in pruned) else "encoder_density"
+    usual = [row for row in pruned if row["scope"] == tables.usual_scope(row["method"])]
+    plain, taught = ([row for row in usual if bool(row["teacher"]) == t] for t in (False, True))
+    ranked = [row for row in pruned if row["method"] not in tables.GLOBAL and not row["teacher"]]
+    both_scopes = {row["task"] for row in ranked if row["scope"] == "global"}
+    pictures = [("figure2", x, plain), ("figure3", x, taught),
+                ("figure5", x, [row for row in ranked if row["task"] in both_scopes])]
+    if len({row["model"] for row in found if row["method"] == "dense"}) > 1:
+        pictures += [("figure2-encoder-parameters", "nonzero_parameters", plain),
+                     ("figure2-all-parameters", "nonzero_parameters_total", plain)]
+    return [picture for picture in pictures if len({row[x] for row in picture[2]}) > 1]
+
+
+def from_results(folder: Path, output: Path) -> None:
+    """Figures 2, 3 and 5 of every CSV file that has rows for them. Rows with --held-out, on which
+    settings were chosen, are no results."""
     files = {path.stem: [row for row in rows.read(path) if row.get("held_out") == ""]
              for path in sorted(folder.glob("*.csv"))}
+    files["paper"] = paper_rows(folder / "paper_runs.csv")
     everything, wrong = [row for found in files.values() for row in found], []
-    for name, found in files.items():
+    pictures = [(name, *picture) for name, found in files.items() for picture in figures_of(found)]
+    if not pictures:
+        raise UserError(f"nothing to draw: no CSV file in {folder} has rows of two densities")
+    for name, figure, column, found in pictures:
         try:
-            one_file(name, found, everything, output)
+            draw_curves(output / f"{figure}-{name}", found, column, [files[name], everything])
         except UserError as error:
             wrong.append(f"{folder / name}.csv: {error}")
-    if (folder / "paper_runs.csv").exists():
-        from_paper(rows.read(folder / "paper_runs.csv"), output)
-    return wrong
-
-
-def one_file(name: str, found: list[dict], everything: list[dict], output: Path) -> None:
-    ranked = [row for row in found if masking.METHODS[row["method"]].ranked]
-    pruned = [row for row in found if row["method"] != "dense"]
-    plain = [row for row in pruned if not row["teacher"] and (
-        row["scope"] == "local" or row not in ranked)]
-    taught = [row for row in pruned if row["teacher"]]
-    sizes = {row["model"] for row in found if row["method"] == "dense"}
-    dense = [found, everything]
-    if len({row["density"] for row in plain}) > 1:
-        for figure_name in X_AXES if len(sizes) > 1 else ["figure2"]:
-            draw_curves(output / f"{figure_name}-{name}", plain, dense, figure_name)
-    if len({row["density"] for row in taught}) > 1:
-        draw_curves(output / f"figure3-{name}", taught, dense, "figure2")
-    if len({row["scope"] for row in ranked}) > 1:
-        draw_curves(output / f"figure5-{name}", ranked, dense, "figure2")
-
-
-# -------------------------------------------------------------------------- the paper's runs
-
-
-def from_paper(runs: list[dict], output: Path) -> None:
-    """The authors' runs as Figures 2, 3 and 5: dashed, one seed."""
-    plain, taught = ([r for r in runs if r["distilled"] == d] for d in ("no", "yes"))
-    titled = {"squad": "SQuAD v1.1", "mnli": "MNLI", "qqp": "QQP"}
-    usual = [lambda r, task=task: r["task"] == task and r["scope"] in (
-        "", tables.paper_scope(r["method"])) for task in titled]
-    paper_figure(output / "figure2-paper", plain, plain, usual, titled.values(), "no teacher")
-    paper_figure(output / "figure3-paper", taught, plain, usual, titled.values(), "with a teacher")
-    both = [lambda r: r["task"] == "squad" and r["method"] in ("magnitude", "movement", "dense")]
-    paper_figure(output / "figure5-paper", plain, plain, both, ["SQuAD v1.1"], "no teacher")
-
-
-def paper_figure(path: Path, runs, dense, wanted, titles, how: str) -> None:
-    figure, axes = panels(len(wanted))
-    for axis, choose, title in zip(axes, wanted, titles):
-        own = [row for row in runs if choose(row) and row["method"] != "dense"]
-        metric = "metric2" if own[0]["task"] == "squad" else "metric1"
-        own.sort(key=lambda row: (list(STYLES).index(row["method"]), row["scope"] == "global"))
-        for method, scope in dict.fromkeys((row["method"], row["scope"]) for row in own):
-            points = sorted((100 * float(row["encoder_density"]), float(row[metric])) for row in own
-                            if (row["method"], row["scope"]) == (method, scope))
-            colour, marker = STYLES[method]
-            other = scope != tables.paper_scope(method)
-            axis.plot(*zip(*points), ":" if other else "--", color=colour, marker=marker,
-                      markerfacecolor="white", label=method + ", global" * other)
-        dense_line(axis, [float(row[metric]) for row in dense
-                          if choose(row) and row["method"] == "dense"])
-        percent_axis(axis, [100 * float(row["encoder_density"]) for row in own])
-        index = int(metric[-1]) - 1
-        axis.set(title=title, xlabel=PAPER_REMAINING,
-                 ylabel=tables.PAPER_METRICS[own[0]["task"]][index] + " (%)")
-    figure.suptitle(f"the paper's own runs: BERT-base, {how}, one seed", fontsize=12)
-    legend(figure, axes)
-    save(figure, path)
+    if wrong:  # once all others are drawn
+        raise UserError("\n".join(dict.fromkeys(wrong)))
 
 
 # ---------------------------------------------------------------------------------- from runs
 
 
 def scatter(axis, x, y, kept, colour: str) -> None:
-    """At most 20,000 of the points of each kind, pruned ones grey and below."""
+    """At most 20,000 points of each kind; the pruned ones are grey and lie below."""
     rng = np.random.default_rng(0)
     for which, ink, name in ((~kept, GREY, "pruned"), (kept, colour, "remaining")):
         at = np.flatnonzero(which)
@@ -283,8 +256,8 @@ def scatter(axis, x, y, kept, colour: str) -> None:
         axis.scatter(x[at], y[at], s=2, color=ink, label=name, rasterized=True, linewidths=0)
 
 
-def inked(runs: list, draw, path: Path, **names) -> None:
-    """A panel for each run, by `draw(axis, run)`; nothing where there is no run to draw."""
+def draw_panels(path: Path, runs: list, draw, **names) -> None:
+    """A panel for each run, by draw(axis, run); no picture if there are no runs."""
     if not runs:
         return
     figure, axes = panels(len(runs))
@@ -295,15 +268,15 @@ def inked(runs: list, draw, path: Path, **names) -> None:
 
 
 def figure1(axis, a) -> None:
-    """Fine-tuned against pretrained weights, of all matrices."""
+    """Fine-tuned against pretrained weights of all matrices."""
     W, W0, M = (np.concatenate([getattr(p, k).ravel() for p in a.parts]) for k in ("W", "W0", "M"))
-    scatter(axis, W0, W, M, STYLES[a.method][0])
+    scatter(axis, W0, W, M, style_of(a.method)[0])
     axis.axline((0, 0), slope=1, color="black", linewidth=0.7)
     axis.legend(markerscale=5, loc="upper left", handletextpad=0)
 
 
 def fullest(a):
-    """The matrix with the most remaining weights, which the pictures of one matrix show."""
+    """The matrix with the most remaining weights, which Figure 4 shows."""
     return max(a.parts, key=lambda part: part.M.sum())
 
 
@@ -314,26 +287,26 @@ def named(a, part) -> str:
 def figure4a(axis, a) -> None:
     """Histogram of the remaining weights of one matrix."""
     part = fullest(a)
-    axis.hist(part.W[part.M], bins=101, color=STYLES[a.method][0])
+    axis.hist(part.W[part.M], bins=101, color=style_of(a.method)[0])
     axis.set_title(named(a, part))
 
 
 def figure4b(axis, a) -> None:
     """Scores against weights of one matrix."""
     part = fullest(a)
-    scatter(axis, part.W.ravel(), part.S.ravel(), part.M.ravel(), STYLES[a.method][0])
+    scatter(axis, part.W.ravel(), part.S.ravel(), part.M.ravel(), style_of(a.method)[0])
     axis.legend(markerscale=5, loc="lower left", handletextpad=0)
     axis.set_title(named(a, part))
 
 
-def figure6(path: Path, found: list) -> None:
-    """Density of each layer, a line a run."""
+def figure6(path: Path, measured: list) -> None:
+    """The density of each layer, a line for each run; `measured`: pairs of a run and its table."""
     figure, (axis,) = panels(1)
-    dash = dashes([(a.method, a.label) for a, _ in found])
-    for a, table in found:
+    dash = dashes([(a.method, a.label) for a, _ in measured])
+    for a, table in measured:
         density = [100 * row["density"] for row in table
                    if row["matrix"] == "all" and row["layer"] != "all"]
-        colour, marker = STYLES[a.method]
+        colour, marker = style_of(a.method)
         axis.plot(range(1, a.layers + 1), density, dash[a.label], color=colour, marker=marker,
                   label=a.label)
     axis.set(xlabel="layer, 1 next to the embeddings", ylim=(0, None),
@@ -344,7 +317,7 @@ def figure6(path: Path, found: list) -> None:
 
 
 def figure6_matrices(axis, a) -> None:
-    """Density of each matrix as a map, layer by layer, up to three times the run's own."""
+    """The density of each matrix as a map; its colours end at three times the run's density."""
     names = list(anatomy.MATRICES.values())
     grid = 100 * np.array([[a.get(layer, name).M.mean() for name in names]
                            for layer in range(a.layers)])
@@ -359,21 +332,21 @@ def figure6_matrices(axis, a) -> None:
 
 
 def from_runs(folders: list[Path], output: Path) -> None:
-    """Figures 1, 4 and 6 and the table of numbers."""
-    found = [(a, anatomy.table(a)) for a in map(anatomy.read, folders)]
-    for a, table in found:
+    """Figures 1, 4 and 6, and the numbers behind them as anatomy.csv."""
+    measured = [(a, anatomy.table(a)) for a in map(anatomy.read, folders)]
+    for a, table in measured:
         print(anatomy.text(a, table), end="\n\n")
-    rows.write(output / "anatomy.csv", [row for _, table in found for row in table],
+    rows.write(output / "anatomy.csv", [row for _, table in measured for row in table],
                anatomy.COLUMNS)
-    runs = [a for a, _ in found]
-    inked([a for a in runs if a.parts[0].W0 is not None], figure1, output / "figure1",
-          xlabel="pretrained weight", ylabel="fine-tuned weight")
-    inked(runs, figure4a, output / "figure4a", xlabel="remaining weight",
-          ylabel="number of weights")
-    inked([a for a in runs if a.parts[0].S is not None and a.method != "random"], figure4b,
-          output / "figure4b", xlabel="weight", ylabel="score S")
-    figure6(output / "figure6", found)
-    inked(runs, figure6_matrices, output / "figure6-matrices", ylabel="layer")
+    runs = [a for a, _ in measured]
+    draw_panels(output / "figure1", [a for a in runs if a.parts[0].W0 is not None], figure1,
+                xlabel="pretrained weight", ylabel="fine-tuned weight")
+    draw_panels(output / "figure4a", runs, figure4a, xlabel="remaining weight",
+                ylabel="number of weights")
+    scored = [a for a in runs if a.parts[0].S is not None and a.method != "random"]
+    draw_panels(output / "figure4b", scored, figure4b, xlabel="weight", ylabel="score S")
+    figure6(output / "figure6", measured)
+    draw_panels(output / "figure6-matrices", runs, figure6_matrices, ylabel="layer")
 
 
 def main() -> None:
@@ -381,26 +354,16 @@ def main() -> None:
     p.add_argument("--run", nargs="+", type=Path, metavar="RUN", help="folders of train.py's runs")
     p.add_argument("--results", type=Path, default=HERE / "results", metavar="DIR")
     p.add_argument("--output", type=Path, default=HERE / "figures", metavar="DIR")
-    p.add_argument("--pages", nargs="+", type=Path, metavar="FILE",
-                   help="whose tables are filled in (default, unless --results names other rows: "
-                        "README.md and results/README.md)")
     args = p.parse_args()
-    if not args.results.is_dir():
-        raise UserError(f"{args.results}: no such folder; --results names one of CSV files")
     if plt is None:
-        raise UserError("pictures need matplotlib: python -m pip install -r requirements-dev.txt "
-                        "(the tables alone: python -m tools.tables)")
+        raise UserError("pictures need matplotlib: python -m pip install -r requirements-dev.txt")
     plt.rcParams.update(LOOK)
-    wrong = []
     if args.run:
         from_runs(args.run, args.output)
+    elif args.results.is_dir():
+        from_results(args.results, args.output)
     else:
-        wrong = from_results(args.results, args.output)
-    own = args.results.resolve() == (HERE / "results").resolve()
-    for page in args.pages or (tables.PAGES if own else []):
-        tables.fill_file(page, args.results)
-    if wrong:
-        raise UserError("\n".join(wrong))
+        raise UserError(f"{args.results}: no such folder; --results names one of CSV files")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import bert
 import masking
 from support import cli, csr
 from support.files import check_writable, run_main
+from support.origin import origin
 from tools import benchmark, rows
 
 MODELS = {"MiniLM": bert.Config(hidden_size=384, num_hidden_layers=6, intermediate_size=1536),
@@ -97,7 +98,7 @@ def main() -> None:
         check_writable(args.csv, file=True)
     if args.threads:
         torch.set_num_threads(args.threads)
-    here = rows.origin("cpu", rows.git_version())
+    here = origin("cpu")
     measured = measure_all(args.quick, lambda line: print(line, flush=True))
     if args.csv:
         rows.write(args.csv, [row | here for row in measured], measured[0] | here)

@@ -1,21 +1,21 @@
-"""Many runs of train.py, one row of a CSV each: every combination of the comma lists given.
+"""Many runs of train.py: every combination of the values given, one row of a CSV file each.
 
     python -m tools.sweep --task mnli --methods magnitude,movement --keep 0.1,0.03 --seeds 0,1,2
     python -m tools.sweep --tasks sst2,qqp --methods dense,l0 --jobs 2 --csv results/more.csv
     python -m tools.sweep --methods movement --lr 1e-3,3e-4 --score-lr 1e-2,3e-2 --held-out 0.1
 
-Started again, with other lists too, it runs only what the CSV has no row of; a row's `key` is a
-digest of every setting that decides the run (delete rows to run them again with newer code). Of
-a folder it knows the last name alone, so that rows hold on any machine: give models, data and
-teachers different ones.
+Every flag of train.py works here too, with one value or a comma list of them. Started again, also
+with other lists, it runs only what has no row yet. A row's `key` is a digest of all settings that
+decide its result; delete a row to run it again with newer code. Of a folder's path only the last
+name counts, so that rows from different machines can be compared.
 """
 
+import argparse
 import ctypes
 import hashlib
 import itertools
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -23,25 +23,29 @@ import sys
 import tempfile
 import time
 from collections import namedtuple
+from dataclasses import asdict
 from pathlib import Path
 
+import data
+import evaluate
 import masking
-import settings
+import train
 from support import cli
 from support.files import RunError, UserError, check_writable, run_main
 from support.report import duration
 from tools import rows
 
 HERE = Path(__file__).parent.parent
-PATHS = ("--data", "--model", "--teacher")
-LINUX = sys.platform == "linux"
+DEFAULTS = {"--task": "mnli", "--method": "magnitude,l0,movement,soft_movement", "--keep": "0.1",
+            "--model": "small", "--seed": "0"}
+OURS = ("--output", "--overwrite", "--resume", "--dry-run")  # flags that the sweep sets itself
 
-# train.py's arguments, a short name, the digest, and further flags that have several values
-Run = namedtuple("Run", "words name key also")
-Job = namedtuple("Job", "run process folder log git")  # a run under way
+# train.py's arguments, the settings that they give, the digest of these, and a short name
+Run = namedtuple("Run", "words settings key name")
+Job = namedtuple("Job", "run process folder log")  # a run under way
 
 
-# ------------------------------------------------------------------------ what is to be run
+# ----------------------------------------------------------------------------- which runs
 
 
 def comma_list(text: str) -> list[str]:
@@ -49,48 +53,27 @@ def comma_list(text: str) -> list[str]:
 
 
 def make_parser() -> cli.Parser:
-    p = cli.Parser(description=__doc__ + "\nEvery other flag goes to train.py; its values may be "
-                   "comma lists too, but for paths.")
+    """The sweep's own flags, and all of train.py's with lists as values."""
+    p = cli.Parser(description=__doc__)
     a = p.add_argument
-    a("--task", "--tasks", type=comma_list, default=["mnli"], metavar="LIST", help="tasks")
-    a("--methods", "--method", type=comma_list, metavar="LIST", help="methods",
-      default=["magnitude", "l0", "movement", "soft_movement"])
-    a("--keep", type=comma_list, default=["0.1"], metavar="LIST",
-      help="shares of the weights that remain; dense runs once whatever they are")
-    a("--seeds", "--seed", type=comma_list, default=["0"], metavar="LIST", help="whole numbers")
-    a("--models", "--model", type=comma_list, default=["small"], metavar="LIST",
-      help="as train.py has them")
-    a("--jobs", type=cli.count, default=1, metavar="N", help="runs at once, the cores shared out")
+    a("--jobs", type=cli.count, default=1, metavar="N", help="runs at a time, sharing the cores")
     a("--csv", type=Path, default=Path("results/sweep.csv"), metavar="FILE", help="the rows")
     a("--keep-runs", type=Path, metavar="DIR",
-      help="leave the runs' folders there, and go on with unfinished ones")
+      help="keep the runs' folders here, and resume unfinished ones")
+    for action in train.make_parser()._actions:
+        flag = action.option_strings[-1]
+        if flag in DEFAULTS:
+            a(flag, f"{flag}s", dest=flag, type=comma_list, default=DEFAULTS[flag].split(","),
+              metavar="LIST", help=action.help)
+        elif flag != "--help":
+            value = {"type": comma_list} if action.nargs is None else {
+                "action": "store_const", "const": [""]}
+            a(flag, dest=flag, help=argparse.SUPPRESS, **value)
     return p
 
 
-def choices(words: list[str]) -> list[list[list[str]]]:
-    """Flags meant for train.py → for each flag the alternatives that its comma list stands for."""
-    found = []
-    for word in itertools.chain.from_iterable(
-            w.split("=", 1) if w.startswith("--") else [w] for w in words):
-        if word.startswith("--"):
-            found.append([[word]])
-        elif found and len(found[-1][0]) == 1:
-            flag = found[-1][0][0]
-            found[-1] = [[flag, v] for v in ([word] if flag in PATHS else word.split(","))]
-        else:
-            raise UserError(f"{word}: which flag does this belong to?")
-    known = settings.make_parser().flags()
-    for flag in (alternatives[0][0] for alternatives in found):
-        if flag not in known:
-            raise UserError(f"unknown argument {flag}"
-                            + cli.nearest(flag, known + make_parser().flags()))
-        if flag in ("--output", "--overwrite", "--resume", "--dry-run"):
-            raise UserError(f"{flag}: is the sweep's own affair (--keep-runs DIR keeps folders)")
-    return found
-
-
 def deciding(s: dict) -> dict:
-    """Of a run's settings those that decide its result; what is switched off is left out."""
+    """The settings that decide a run's result, without those that have no effect on it."""
     method = masking.METHODS[s["method"]]
     idle = {
         "output": True, "save_every": True, "device": True, "compile": True,
@@ -98,105 +81,104 @@ def deciding(s: dict) -> dict:
         "alpha": not s["teacher"], "temperature": not s["teacher"],
         "score_lr": not method.learned, "scope": not method.ranked,
         "hold": s["method"] == "dense", "cooldown": s["method"] == "dense"}
-    return {k: rows.place(v) if "--" + k in PATHS else v for k, v in s.items()
+    return {k: rows.place(v) if k in ("data", "model", "teacher") else v for k, v in s.items()
             if not idle.get(k) and v is not None and v is not False}
 
 
-def make_run(words: list[str], also: str = "") -> Run:
-    """Checks the words as train.py would; wrong ones end the program with its message."""
-    s = settings.settings(settings.make_parser().parse_args(words))
-    digest = hashlib.sha256(json.dumps(deciding(s), sort_keys=True).encode()).hexdigest()[:12]
-    aim = f"λ{s['penalty']:g}" if s["penalty"] is not None else f"{s['keep']:g}"
-    model = "" if s["model"] == "small" else "-" + re.sub("[/:]", "-", rows.place(s["model"]))
-    name = f"{s['task']}{model}-{s['method']}-{aim}-s{s['seed']}"
-    return Run(words, name, digest, also)
+def make_run(words: list[str]) -> Run:
+    """Checks the words as train.py does; wrong ones end the program with its message."""
+    settings = asdict(train.resolve(train.make_parser().parse_args(words)))
+    key = hashlib.sha256(json.dumps(deciding(settings), sort_keys=True).encode()).hexdigest()[:12]
+    task, method, model, keep, penalty, seed = (
+        settings[name] for name in ("task", "method", "model", "keep", "penalty", "seed"))
+    aim = f"{keep:g}" if penalty is None else f"λ{penalty:g}"
+    model = "" if model == "small" else f"-{rows.place(model)}"
+    name = f"{task}{model}-{method}-{aim}-s{seed}"
+    return Run(words, settings, key, name.replace("/", "-").replace(":", "-"))
 
 
-def paths(run: Run) -> list[str]:
-    """The folders among train.py's arguments."""
-    return [word for flag, word in itertools.pairwise(run.words) if flag in PATHS]
-
-
-def combinations(args, rest: list[str]) -> list[Run]:
-    """Every run, seeds outermost, so that an unfinished sweep has whole seeds; each only once."""
-    runs, further = {}, choices(rest)
-    for seed, task, model, method, keep, *more in itertools.product(
-            args.seeds, args.task, args.models, args.methods, args.keep, *further):
-        words = ["--task", task, "--method", method, "--model", model, "--seed", seed]
-        words += ["--keep", keep] if method != "dense" else []
-        has_penalty = hasattr(masking.METHODS.get(method), "penalty")
-        for flag in more:
-            words += flag if has_penalty or flag[0] != "--penalty" else []
-        also = "".join(f" {' '.join(flag)}" for flag, all_ in zip(more, further) if len(all_) > 1)
-        run = make_run(words, also)
-        first = runs.setdefault(run.key, run)
-        if (one := paths(first)) != (other := paths(run)):
-            raise UserError(f"{' '.join(one)} and {' '.join(other)} end alike, and rows tell "
-                            "folders apart by their last names; rename one")
+def combinations(args) -> list[Run]:
+    """Every run once; seeds vary slowest, so that an unfinished sweep has whole seeds."""
+    lists = {flag: values for flag, values in vars(args).items() if flag[0] == "-" and values}
+    for flag in OURS:
+        if flag in lists:
+            raise UserError(f"{flag}: a sweep sets it itself; --keep-runs DIR keeps the folders")
+    runs, seeds = {}, lists.pop("--seed")
+    for seed, *values in itertools.product(seeds, *lists.values()):
+        flags = dict(zip(lists, values)) | {"--seed": seed}
+        if flags["--method"] == "dense":
+            del flags["--keep"]
+        method = masking.METHODS.get(flags["--method"])
+        if method and not method.penalised:
+            flags.pop("--penalty", None)
+        run = make_run([word for pair in flags.items() for word in pair if word])
+        other = runs.setdefault(run.key, run).settings
+        for name in ("data", "model", "teacher"):
+            if run.settings[name] != other[name]:
+                raise UserError(f"--{name} {other[name]} and {run.settings[name]} have the same "
+                                "last name, so their rows would look alike; rename one")
     return list(runs.values())
 
 
-# -------------------------------------------------------------------------------- the runs
+# ------------------------------------------------------------------------------- running them
 
 
-def check(runs: list[Run]) -> None:
-    """A dry run of each pair of task and model: finds wrong data and weights before hours are
-    spent, and pretrains small BERTs before several processes want them."""
-    pairs = {tuple(run.words[i] for i in (1, 5)): run for run in reversed(runs)}
-    for run in reversed(pairs.values()):
+def make_ready(settings: dict) -> None:
+    """Generate, pretrain or download the data and weights that these settings name."""
+    evaluate.data_folder(settings["data"], data.TASKS[settings["task"]])
+    evaluate.model_folder(settings["model"])
+
+
+def prepare(runs: list[Run]) -> None:
+    """Make ready what several runs would all want at once; then a dry run for each task and model
+    finds wrong data and weights before hours are spent."""
+    pairs = {tuple(run.settings[k] for k in ("task", "data", "model")): run for run in runs}
+    for run in pairs.values():
+        make_ready(run.settings)
         done = subprocess.run([sys.executable, str(HERE / "train.py"), *run.words, "--dry-run"])
         if done.returncode:
             sys.exit(done.returncode)
 
 
 def end_with_parent() -> None:
-    """In a run's process, on Linux: if the sweep is killed, its runs are too, and free their
+    """Called in a run's process on Linux: a killed sweep takes its runs along, which frees their
     folders."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
 
 
 def start(run: Run, args, scratch: Path) -> Job:
-    folder = (args.keep_runs or scratch) / f"{run.name}-{run.key[:6]}"
+    folder, log = (args.keep_runs or scratch) / f"{run.name}-{run.key[:6]}", scratch / run.key
     words = [*run.words, "--output", str(folder)] + ["--resume"] * bool(args.keep_runs)
-    log, env = scratch / f"{run.key}.log", dict(os.environ)
-    if args.jobs > 1:
-        env.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // args.jobs)))
-    with open(log, "w") as file:  # a session of its own: Ctrl-C reaches it through end() alone
-        process = subprocess.Popen([sys.executable, str(HERE / "train.py"), *words], env=env,
-                                   stdout=file, stderr=file, start_new_session=True,
-                                   preexec_fn=end_with_parent if LINUX else None)
-    return Job(run, process, folder, log, rows.git_version())
+    threads = {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // args.jobs))} if args.jobs > 1 else {}
+    with open(log, "w") as file:  # in a session of its own, so that Ctrl-C arrives once, from end()
+        process = subprocess.Popen(
+            [sys.executable, str(HERE / "train.py"), *words], env=threads | os.environ,
+            stdout=file, stderr=file, start_new_session=True,
+            preexec_fn=end_with_parent if sys.platform == "linux" else None)
+    return Job(run, process, folder, log)
 
 
-def finish(job: Job, args) -> tuple[bool, str]:
-    """Appends the row → (did the run succeed, what to say)."""
+def finish(job: Job, args) -> str:
+    """Append the row of a finished run → what to say about it."""
     if job.process.returncode:
-        lines = job.log.read_text(errors="replace").split("\n")
-        last = next((line for line in reversed(lines) if line.strip()), "no message")
-        return False, f"FAILED, exit status {job.process.returncode}: {last.strip()}"
-    row = rows.row_of(job.folder, job.run.words, job.run.key, job.git)
+        last_line = job.log.read_text(errors="replace").strip().rpartition("\n")[2]
+        return f"FAILED, exit status {job.process.returncode}: {last_line or 'no message'}"
+    row = rows.row_of(job.folder, job.run.words, job.run.key)
     rows.append(args.csv, row)
     if not args.keep_runs:
         shutil.rmtree(job.folder, ignore_errors=True)
-    values = " · ".join(f"{name} {float(row[name]):.2f}" for name in rows.METRICS if row[name])
+    metrics = "".join(f"{name} {float(row[name]):.2f} · " for name in rows.METRICS if row[name])
     missed = "" if row["on_target"] == "True" else " (missed)"
-    return True, (f"{values} · density {float(row['density']):.4f}{missed}"
-                  f" · {float(row['train_seconds']):.0f} s")
+    return (f"{metrics}density {float(row['density']):.4f}{missed} · "
+            f"{float(row['train_seconds']):.0f} s")
 
 
 def end(jobs: list[Job]) -> None:
-    """Interrupt what still runs, and wait for it."""
+    """Interrupt the runs under way and wait for them."""
+    for job in jobs:  # Windows cannot send Ctrl-C to another process
+        job.process.send_signal(signal.SIGTERM if os.name == "nt" else signal.SIGINT)
     for job in jobs:
-        if os.name == "nt":  # which has no SIGINT for another process
-            job.process.terminate()
-        else:
-            job.process.send_signal(signal.SIGINT)
-    for job in jobs:
-        try:
-            job.process.wait(20)
-        except subprocess.TimeoutExpired:
-            job.process.kill()
-            job.process.wait()
+        job.process.wait()
 
 
 def carry_out(runs: list[Run], args, scratch: Path) -> int:
@@ -204,35 +186,31 @@ def carry_out(runs: list[Run], args, scratch: Path) -> int:
     began, waiting, jobs, done, failed = time.time(), list(runs), [], 0, 0
     try:
         while waiting or jobs:
-            while waiting and len(jobs) < args.jobs:
-                run = waiting.pop(0)
-                if run.key in {row.get("key") for row in rows.read(args.csv)}:
-                    done += 1  # by another sweep, in the meantime
-                else:
-                    jobs.append(start(run, args, scratch))
+            if waiting and len(jobs) < args.jobs:
+                jobs.append(start(waiting.pop(0), args, scratch))
             time.sleep(0.1)
             for job in [job for job in jobs if job.process.poll() is not None]:
                 jobs.remove(job)
-                good, text = finish(job, args)
-                done, failed = done + 1, failed + (not good)
+                text, done = finish(job, args), done + 1
+                failed += job.process.returncode != 0
                 left = duration((time.time() - began) / done * (len(runs) - done))
-                print(f"[{done}/{len(runs)}] {job.run.name}{job.run.also} · {text} · about {left} "
-                      "left", flush=True)
+                print(f"[{done}/{len(runs)}] {' '.join(job.run.words)} · {text} · "
+                      f"about {left} left", flush=True)
     finally:
         end(jobs)
     return failed
 
 
 def main() -> None:
-    args, rest = make_parser().parse_known_args()
-    runs = combinations(args, rest)
+    args = make_parser().parse_args()
+    runs = combinations(args)
     check_writable(args.csv, file=True)
     there = {row.get("key") for row in rows.read(args.csv)}
     todo = [run for run in runs if run.key not in there]
     print(f"{len(runs)} runs, {len(runs) - len(todo)} of them in {args.csv} already", flush=True)
-    for name in (signal.SIGTERM, signal.SIGINT):  # ends the children, started in the background too
+    for name in (signal.SIGTERM, signal.SIGINT):  # even if started in the background
         signal.signal(name, signal.default_int_handler)
-    check(todo)
+    prepare(todo)
     with tempfile.TemporaryDirectory(prefix="movement-sweep-") as scratch:
         failed = carry_out(todo, args, Path(scratch))
     if failed:
