@@ -1,6 +1,7 @@
 """The small BERT: its vocabulary, its masking, and that training teaches it something."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import bert
 import data
 from sample import generate, pretrain
 from support.files import UserError
+from support.tokenizer import load_tokenizer
 
 # tensors after five steps, each times numbers from -1 to 1
 VERSION, FINGERPRINTS = 1, {
@@ -90,7 +92,7 @@ def test_it_is_pretrained_once_and_logs_its_progress(tmp_path, monkeypatch, caps
     assert first.startswith("pretraining the small BERT once") and "perplexity" in last
     assert len(lines) == 10 and lines[4].startswith("pretraining step 10 of 20 · loss ")
     assert "steps a second" in lines[4] and lines[4].endswith("seconds left")
-    assert bert.load(folder, "mlm") and data.load_tokenizer(folder)
+    assert bert.load(folder, "mlm") and load_tokenizer(Path(folder))
     others = ("small:1x64", "untrained:1x32")
     assert pretrain.is_there("small:1x32") and not any(map(pretrain.is_there, others))
     pretrain.main()

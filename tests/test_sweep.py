@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import settings
 from conftest import ROOT
 
 import data
+from support import recipes
 from support.files import UserError
 from tools import rows, sweep
 
@@ -111,7 +111,7 @@ def test_a_key_follows_from_the_settings_that_decide_and_from_no_path():
     def key(*words):
         return sweep.make_run(["--seed", "0", *words]).key
 
-    lr = settings.recipe_for("mnli", "movement", "small").lr  # the same run, given or not
+    lr = recipes.recipe_for("mnli", "movement", small=True).lr  # the same run, given or not
     assert key() == key("--save-every", "7", "--alpha", "0.5") == key("--lr", str(lr))
     assert key("--data", "/a/glue") == key("--data", "../b/glue") != key("--data", "/a/other")
     assert key() == "e6ce93e0594c"  # as ever: earlier rows are found again
