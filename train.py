@@ -346,7 +346,7 @@ def finish(settings: Settings, prepared: Prepared, pruner, run: checkpoints.Run)
     if prepared.task.span:
         squad.write(run.folder, *predictions[""])
     write_json(run.folder / "metrics.json", summary)
-    run.remove_checkpoint()
+    run.checkpoint.unlink(missing_ok=True)
     return summary
 
 

@@ -90,7 +90,7 @@ def request_for(file: File) -> Request:
 
 
 def body(request: Request):
-    """The body of the reply in pieces. The caller's own errors, of the disk, are not caught here."""
+    """The body of the reply in pieces. Errors of the caller, such as a full disk, pass through."""
     url = request.full_url
     try:
         with urlopen(request, timeout=TIMEOUT) as reply:
