@@ -7,6 +7,7 @@
 Shapes: B batch, T tokens, H hidden, A heads, D = H / A, I intermediate, V vocabulary, C classes.
 """
 
+import math
 import pickle
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from support.dropout import dropout
 from support.files import UserError, read_json, write_atomically, write_json
 
 ACTIVATIONS = {
@@ -58,13 +60,13 @@ class BertEmbeddings(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, H)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, H)
         self.LayerNorm = nn.LayerNorm(H, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout_prob = config.hidden_dropout_prob
 
     def forward(self, input_ids, token_type_ids):  # (B, T), (B, T)
         position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)  # (T)
         x = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)
         x = x + self.position_embeddings(position_ids)  # (B, T, H)
-        return self.dropout(self.LayerNorm(x))
+        return dropout(self.LayerNorm(x), self.dropout_prob, self.training)
 
 
 class BertLayer(nn.Module):
@@ -83,26 +85,40 @@ class BertLayer(nn.Module):
         self.output = nn.Linear(config.intermediate_size, H)
         self.output_norm = nn.LayerNorm(H, eps=eps)
         self.activation = ACTIVATIONS[config.hidden_act]
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.attention_dropout = config.attention_probs_dropout_prob
+        self.dropout_prob = config.hidden_dropout_prob
+        self.attention_dropout_prob = config.attention_probs_dropout_prob
 
     def split_heads(self, x):  # (B, T, H)
         return x.unflatten(2, (self.num_attention_heads, -1)).transpose(1, 2)  # (B, A, T, D)
 
-    def attention(self, x, attention_mask):  # (B, T, H), (B, 1, 1, T) true where not padding
-        Q = self.split_heads(self.query(x))  # (B, A, T, D)
+    def attention(self, x, read, attention_mask):
+        """What the tokens `read` (B, R, H) take from all tokens x (B, T, H) → (B, R, H)."""
+        Q = self.split_heads(self.query(read))  # (B, A, R, D)
         K = self.split_heads(self.key(x))  # (B, A, T, D)
         V = self.split_heads(self.value(x))  # (B, A, T, D)
-        p = self.attention_dropout if self.training else 0.0
+        p = self.attention_dropout_prob if self.training else 0.0
         # softmax(Q Kᵀ / √D) V, the softmax over the tokens that are not padding
-        y = F.scaled_dot_product_attention(Q, K, V, attention_mask, p)  # (B, A, T, D)
-        return self.attention_output(y.transpose(1, 2).flatten(2))  # (B, T, H)
+        if p == 0.0 or x.device.type != "cpu":
+            y = F.scaled_dot_product_attention(Q, K, V, attention_mask, p)  # (B, A, R, D)
+        else:  # on a CPU, with dropout, this is twice as fast as the function
+            scores = Q @ K.transpose(2, 3) / math.sqrt(K.shape[3])  # (B, A, R, T)
+            scores = scores.masked_fill(~attention_mask, -math.inf)
+            y = dropout(scores.softmax(3), p, self.training).to(V.dtype) @ V  # (B, A, R, D)
+        return self.attention_output(y.transpose(1, 2).flatten(2))  # (B, R, H)
 
-    def forward(self, x, attention_mask):  # (B, T, H), (B, 1, 1, T)
-        x = self.attention_norm(x + self.dropout(self.attention(x, attention_mask)))  # (B, T, H)
+    def forward(self, x, attention_mask, positions=None):
+        """(B, T, H) → (B, T, H), or only at `positions` (B, R) → (B, R, H)."""
+        read = x if positions is None else at_positions(x, positions)  # (B, R, H)
+        y = self.attention(x, read, attention_mask)  # (B, R, H)
+        x = self.attention_norm(read + dropout(y, self.dropout_prob, self.training))
         # W₂ gelu(W₁ x + b₁) + b₂
-        y = self.output(self.activation(self.intermediate(x)))  # (B, T, H), (B, T, I) inside
-        return self.output_norm(x + self.dropout(y))  # (B, T, H)
+        y = self.output(self.activation(self.intermediate(x)))  # (B, R, H), (B, R, I) inside
+        return self.output_norm(x + dropout(y, self.dropout_prob, self.training))  # (B, R, H)
+
+
+def at_positions(x, positions):
+    """x (B, T, H) at the tokens `positions` (B, R) → (B, R, H)."""
+    return x.gather(1, positions[:, :, None].expand(-1, -1, x.shape[2]))
 
 
 class BertModel(nn.Module):
@@ -114,13 +130,17 @@ class BertModel(nn.Module):
         self.embeddings = BertEmbeddings(config)
         self.layers = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, input_ids, attention_mask, token_type_ids):
-        """(B, T) ids, (B, T) 1 at tokens and 0 at padding, (B, T) segments → (B, T, H)."""
+    def forward(self, input_ids, attention_mask, token_type_ids, positions=None):
+        """(B, T) ids, (B, T) 1 at tokens and 0 at padding, (B, T) segments → (B, T, H).
+
+        With `positions` (B, R), hidden states are returned for these tokens only, (B, R, H): the
+        last layer then computes nothing else but keys and values.
+        """
         mask_for_heads = attention_mask[:, None, None, :].bool()  # (B, 1, 1, T)
         x = self.embeddings(input_ids, token_type_ids)  # (B, T, H)
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             x = layer(x, mask_for_heads)  # (B, T, H)
-        return x
+        return self.layers[-1](x, mask_for_heads, positions)  # (B, T, H) or (B, R, H)
 
 
 class BertForSequenceClassification(nn.Module):
@@ -134,8 +154,9 @@ class BertForSequenceClassification(nn.Module):
         self.classifier = nn.Linear(config.hidden_size, num_labels)
 
     def forward(self, input_ids, attention_mask, token_type_ids):
-        hidden_states = self.bert(input_ids, attention_mask, token_type_ids)  # (B, T, H)
-        pooled = torch.tanh(self.pooler(hidden_states[:, 0]))  # (B, H), from [CLS]
+        first = torch.zeros_like(input_ids[:, :1])  # (B, 1), where [CLS] is
+        hidden_states = self.bert(input_ids, attention_mask, token_type_ids, first)  # (B, 1, H)
+        pooled = torch.tanh(self.pooler(hidden_states[:, 0]))  # (B, H)
         return self.classifier(self.dropout(pooled))  # (B, C)
 
 

@@ -9,8 +9,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from support.ranks import KthLargest
-
 
 class PenaltySearch:
     """λ at every step, chosen so that training ends at density v.
@@ -40,7 +38,6 @@ class PenaltySearch:
         self.q = None
         self.first_speed = None  # the speed wanted at first
         self.wanted_speed = 0.0
-        self.ranks = KthLargest()
 
     def state_dict(self) -> dict:
         return {name: getattr(self, name) for name in self.state}
@@ -56,7 +53,8 @@ class PenaltySearch:
         parts = [S.detach().flatten()[::every] for S in scores]
         sample = torch.cat(parts)
         v = self.v - self.kept_by_floor(sample, [len(part) for part in parts]) / len(sample)
-        return self.ranks.find([sample], max(1, round(v * len(sample))))[0]
+        k = max(1, round(v * len(sample)))
+        return float(sample.kthvalue(len(sample) + 1 - k).values)
 
     def kept_by_floor(self, sample: Tensor, sizes: list[int]) -> float:
         """How many entries stay only because their matrix would otherwise fall below the

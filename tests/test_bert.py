@@ -10,6 +10,7 @@ import torch
 from tiny import Trap
 
 import bert
+from support.dropout import dropout
 from support.files import UserError
 
 ODD = bert.Config(  # no power of two, and no value of BERT-base
@@ -78,11 +79,57 @@ def compare(ours, theirs):
     output = theirs.eval()(ids, attention_mask=mask, token_type_ids=types,
                            output_hidden_states=True)
     for x, y in zip(hidden_states, output.hidden_states, strict=True):
+        y = y[:, : x.shape[1]]  # a classifier's last layer computes the first token alone
         torch.testing.assert_close(x, y, atol=1e-5, rtol=0)
     assert hidden_states[-1].std() > 0.1  # there is something to compare
     their_logits = output.logits if "logits" in output else torch.stack(
         [output.start_logits, output.end_logits], dim=2)
     torch.testing.assert_close(logits, their_logits, atol=1e-5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.float64, 1e-15)])
+def test_the_last_layer_may_compute_only_what_is_read(dtype, tolerance):
+    """The same hidden states and gradients as from the whole layer, at any positions."""
+    model = odd_model("mlm").to(dtype).eval()
+    ids, mask, types = batch(model.bert.config.vocab_size)
+    positions = torch.tensor([[0, 3, 3], [1, 0, 2], [4, 2, 0], [0, 0, 1]])
+    results = []
+    for read in (lambda: model.bert(ids, mask, types, positions),
+                 lambda: bert.at_positions(model.bert(ids, mask, types), positions)):
+        model.zero_grad()
+        hidden_states = read()
+        hidden_states.square().mean().backward()
+        gradients = [p.grad.clone() for p in model.bert.parameters()]
+        results.append([hidden_states.detach(), *gradients])
+    for part, whole in zip(*results):
+        scale = max(1.0, float(whole.abs().max()))
+        assert (part - whole).abs().max() <= tolerance * scale
+
+
+def test_attention_with_dropout_is_the_same_formula():
+    """With a dropout probability too small to drop anything, the two ways agree."""
+    model = odd_model("span")
+    ids, mask, types = batch(model.bert.config.vocab_size)
+    for layer in model.bert.layers:
+        layer.attention_dropout_prob, layer.dropout_prob = 1e-9, 0.0
+    model.bert.embeddings.dropout_prob = 0.0
+    written_out = model.train()(ids, mask, types)
+    torch.testing.assert_close(written_out, model.eval()(ids, mask, types), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_drops_the_share_asked_for(p, dtype):
+    torch.manual_seed(0)
+    x = torch.ones(999, 1001, dtype=dtype, requires_grad=True)
+    y = dropout(x, p, training=True)
+    assert (y == 0).float().mean().item() == pytest.approx(p, abs=2e-3)
+    assert set(y.unique().tolist()) == {0.0, (torch.ones(1, dtype=dtype) / (1 - p)).item()}
+    for lane in range(4):  # each of the four numbers that are cut from one of 64 bits
+        assert (y.flatten()[lane::4] == 0).float().mean().item() == pytest.approx(p, abs=3e-3)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())  # what was dropped has no gradient
+    assert dropout(x, p, training=False) is x or torch.equal(dropout(x, p, False), x)
 
 
 @pytest.mark.parametrize("head", bert.HEADS)

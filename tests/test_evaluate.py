@@ -8,6 +8,7 @@ import torch
 
 import data
 import evaluate
+import export
 from tools import rows
 
 TINY = ("--model", "untrained:1x32", "--max-train-rows", 320, "--max-eval-rows", 60,
@@ -47,17 +48,19 @@ def test_export_measures_what_each_kind_of_file_costs(run, command, tmp_path):
     done = command("export.py", run, "--values", "int8", "--restore", tmp_path / "back",
                    "--csv", tmp_path / "sizes.csv")
     assert done.returncode == 0, done.stderr
-    found = {row["file"]: row for row in rows.read(tmp_path / "sizes.csv")}
-    told = json.loads((run / "metrics.json").read_text())["metrics"]
+    sizes = {row["file"]: row for row in rows.read(tmp_path / "sizes.csv")}
+    exact = json.loads((run / "metrics.json").read_text())["metrics"]
     assert command("evaluate.py", tmp_path / "back").returncode == 0
     of_int8 = json.loads((tmp_path / "back" / "evaluation.json").read_text())["metrics"]
-    for name in told:
-        assert float(found["compact float32"][name]) == pytest.approx(told[name])
-        assert float(found["compact int8"][name]) == pytest.approx(of_int8[name])
-        assert found["dense float32"][name] == ""
-    size = (run / "export" / "model.sparse").stat().st_size
-    assert int(found["compact int8"]["whole_model"]) == size
-    assert float(found["bound of int8"]["density"]) == pytest.approx(0.5, abs=1e-3)
+    for name in exact:
+        assert float(sizes["compact float32"][name]) == pytest.approx(exact[name])
+        assert float(sizes["compact int8"][name]) == pytest.approx(of_int8[name])
+        assert sizes["dense float32"][name] == ""
+    written = (run / "export" / export.COMPACT).stat().st_size
+    assert int(sizes["compact int8"]["whole_model"]) == written
+    assert float(sizes["bound of int8"]["density"]) == pytest.approx(0.5, abs=1e-3)
+    recorded = json.loads((run / "run.json").read_text())
+    assert {row["torch"] for row in sizes.values()} == {recorded["torch"]}
 
 
 def test_metrics_agree_with_transformers(run):

@@ -25,7 +25,7 @@ import torch
 from conftest import argv
 from tiny import digests, write_data, write_model
 
-import compact
+import export
 from support import files
 
 WORDS = ["--data", "data", "--model", "model", "--max-length", "16", "--task", "sst2",
@@ -74,8 +74,8 @@ def read_whole(folder):
             safetensors.torch.load_file(path)
         elif path.suffix == ".pt":
             torch.load(path, weights_only=True)
-        elif path.suffix == ".sparse":
-            compact.load_sparse(path)
+        elif path.name == export.COMPACT:
+            export.load_compact(path)
         elif path.suffix == ".csv":
             for row in csv.DictReader(path.open(newline="")):
                 assert row["density"] and None not in row.values(), row

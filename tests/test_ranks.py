@@ -7,7 +7,7 @@ from torch import nn
 
 from masking import Movement, Pruner, Schedule, top_v
 from support import ranks
-from support.ranks import KthLargest
+from support.ranks import TopK
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -63,10 +63,10 @@ def signs(shapes):
 @pytest.mark.parametrize("sequence", [drift, ties, jumps, signs])
 def test_masks_are_those_of_sorting(sequence, shapes, device):
     torch.manual_seed(0)
-    kth_largest = KthLargest()
+    top_k = TopK()
     for scores, v in sequence(shapes):
         scores = [S.to(device) for S in scores]
-        masks = top_v(scores, v, kth_largest)
+        masks = top_v(scores, v, top_k)
         assert [M.shape for M in masks] == [S.shape for S in scores]
         kept = torch.cat([M.flatten() for M in masks]).cpu().numpy()
         assert np.array_equal(kept, by_sorting(scores, v))
@@ -79,20 +79,20 @@ def test_few_scores_are_put_in_order(monkeypatch):
     monkeypatch.setattr(
         ranks, "order_statistics",
         lambda x, places: looked_at.append(len(x)) or order_statistics(x, places))
-    kth_largest = KthLargest()
+    top_k = TopK()
     for scores, v in drift([(100, 200)]):
-        top_v(scores, v, kth_largest)
+        top_v(scores, v, top_k)
     assert looked_at[0] == 20_000  # v = 1 ranks nothing, so this is the second step
     assert sorted(looked_at)[len(looked_at) // 2] < 1_500
 
 
 def test_not_a_number_stops_nothing():
     """The loop notices by the loss; until then masks are made of whatever is there."""
-    kth_largest = KthLargest()
+    top_k = TopK()
     for bad in (0, 1, 99, 0):
         S = torch.randn(100)
         S[:bad] = torch.nan
-        [M] = top_v([S], 0.5, kth_largest)
+        [M] = top_v([S], 0.5, top_k)
         assert bad or M.sum() == 50
 
 
@@ -104,7 +104,7 @@ def test_forgetting_earlier_ranks_changes_no_mask(scope):
     always, afresh = (Pruner(weights, Movement(), 0.1, Schedule(40, 5, 5), scope)
                       for _ in range(2))
     for t in range(40):
-        afresh.groups = [(group, KthLargest()) for group, _ in afresh.groups]
+        afresh.groups = [(group, TopK()) for group, _ in afresh.groups]
         for a, b in zip(always.matrices, afresh.matrices):
             a.S.data += torch.randn(30, 20)
             b.S.data.copy_(a.S.data)

@@ -103,10 +103,10 @@ class Trainee:
         for S in pruner.scores():
             S.data += 0.3 * torch.randn_like(S)  # spread out, as they are by then
         optimizer = train.make_optimizer(model, pruner, settings)
+        scheduler = train.make_scheduler(optimizer, settings)
         pruner.set_masks = self.timed("masks", pruner.set_masks)
         pruner.set_gradients = self.timed("gradients", pruner.set_gradients)
         optimizer.step = self.timed("optimiser", optimizer.step)
-        scheduler = train.make_scheduler(optimizer, settings)
         self.steps = train.train(model, pruner, optimizer, scheduler, features, settings, BEGIN)
 
     def timed(self, stage: str, function: Callable) -> Callable:
@@ -147,7 +147,7 @@ class StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, S, v):
-        return masking.top_v_by_sorting([S], v)[0]
+        return masking.top_v_by_sorting([S], v)[0].to(S)
 
     @staticmethod
     def backward(ctx, dL_dM):
