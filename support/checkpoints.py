@@ -43,12 +43,17 @@ def is_taken(folder: Path) -> bool:
     return folder.exists() and any(path.name[0] != "." for path in folder.iterdir())
 
 
-def default_folder(settings, free: bool) -> Path:
-    """runs/TASK-METHOD-KEEP-sSEED (with λ in place of KEEP where it is fixed), or the first of
-    -2, -3, … that is free; with free=False the last that exists."""
+def run_name(settings) -> str:
+    """TASK-METHOD-KEEP-sSEED, with λ in place of KEEP where it is fixed."""
     aim = f"-{settings.keep:g}" if settings.penalty is None else f"-penalty{settings.penalty:g}"
     aim = "" if settings.method == "dense" else aim
-    name = f"runs/{settings.task}-{settings.method}{aim}-s{settings.seed}"
+    return f"{settings.task}-{settings.method}{aim}-s{settings.seed}"
+
+
+def default_folder(settings, free: bool) -> Path:
+    """runs/NAME, or the first of runs/NAME-2, -3, … that is free; with free=False the last that
+    exists."""
+    name = f"runs/{run_name(settings)}"
     last = folder = Path(name)
     for n in itertools.count(2):
         if not is_taken(folder):

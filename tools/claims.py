@@ -257,7 +257,7 @@ def trained(need: tuple[str, float, str], flags: list[str], output: Path) -> Ana
     words = ["--steps", str(STEPS), *flags, "--task", "mnli", "--method", method, "--scope", scope,
              "--keep", f"{keep:g}"]
     planned = sweep.make_run(words)  # checks the flags, too
-    folder = output / f"{planned.name}-{planned.key[:6]}"
+    folder = output / planned.name
     if not (folder / "metrics.json").exists():
         print(f"training {folder} …", file=sys.stderr, flush=True)
         done = subprocess.run([sys.executable, str(HERE / "train.py"), *words, "--resume",

@@ -81,21 +81,12 @@ def legend(figure, axes) -> None:
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
 
 
-def percent_axis(axis, xs: list[float]) -> None:
-    """Logarithmic, ticks where a reader looks for them."""
-    low, high = min(xs) / 1.15, max(xs) * 1.15
+def logarithmic(axis, ticks: tuple, formatter) -> None:
+    """A logarithmic x axis; `ticks`: where in each decade."""
     axis.set_xscale("log")
-    axis.set_xlim(low, high)
-    ticks = [t for t in (0.5, 1, 3, 5, 10, 30, 50, 100) if low <= t <= high]
-    axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=ticks))
     axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-
-
-def count_axis(axis) -> None:
-    axis.set_xscale("log")
-    axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 3)))
-    axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-    axis.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter())
+    axis.xaxis.set_major_formatter(formatter)
 
 
 # ------------------------------------------------------------------------- curves of results
@@ -112,18 +103,24 @@ def method_of(cells: dict[str, list[dict]]) -> str:
     return next(iter(cells.values()))[0]["method"]
 
 
-def curve(axis, label: str, dash: str, cells, metric: str, column: str, unit: float):
-    """One series, rows by density: mean and range over seeds at each → its x values."""
+def draw_line(axis, cells, metric: str, column: str, unit: float, **look):
+    """A point for each cell of rows that differ only in their seeds, at their mean, and the range
+    over seeds → the points (x, y), in the order of the cells."""
     points = []
-    for cell in cells.values():
+    for cell in cells:
         y = tables.values(cell, metric)
         points.append((unit * np.mean(tables.values(cell, column)), np.mean(y), min(y), max(y)))
     x, mean, low, high = map(list, zip(*sorted(points)))
+    axis.plot(x, mean, **look)
+    axis.fill_between(x, low, high, color=look["color"], alpha=0.2, linewidth=1)
+    return [point[:2] for point in points]
+
+
+def draw_series(axis, label: str, dash: str, cells, metric: str, column: str, unit: float) -> None:
+    """The line of one series, rows by density."""
     colour, marker = style_of(method_of(cells))
-    axis.plot(x, mean, dash, color=colour, marker=marker, label=label,
-              markerfacecolor=colour if dash == "-" else "white")
-    axis.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
-    return x
+    draw_line(axis, cells.values(), metric, column, unit, linestyle=dash, color=colour,
+              marker=marker, label=label, markerfacecolor=colour if dash == "-" else "white")
 
 
 def dense_line(axis, values: list[float]) -> None:
@@ -135,28 +132,17 @@ def dense_line(axis, values: list[float]) -> None:
 
 
 def dense_models(axis, dense: list[dict], metric: str, column: str) -> None:
-    """Dense BERTs of several sizes as stars, joined in the order of their sizes."""
-    points = []
-    for model in dict.fromkeys(row["model"] for row in dense):
-        cell = [row for row in dense if row["model"] == model]
-        y = tables.values(cell, metric)
-        points.append((tables.values(cell, column)[0], np.mean(y), min(y), max(y), model))
-    if points:
-        x, y, low, high, models = zip(*sorted(points))
-        axis.plot(x, y, "-", color="black", marker="*", markersize=10, linewidth=1,
-                  label="dense, by size")
-        axis.vlines(x, low, high, color="black", linewidth=3, alpha=0.3)
+    """Dense BERTs of several sizes as stars with names, joined in the order of their sizes."""
+    models = list(dict.fromkeys(row["model"] for row in dense))
+    cells = [[row for row in dense if row["model"] == model] for model in models]
+    if cells:
+        points = draw_line(axis, cells, metric, column, 1, color="black", marker="*",
+                           markersize=10, linewidth=1, label="dense, by size")
         axis.margins(0.12, 0.2)  # room for names
-        for at, model in zip(zip(x, y), models):
-            axis.annotate(size_name(model), at, (0, -16), textcoords="offset points", ha="center",
-                          fontsize=9, bbox={"color": "white", "alpha": 0.7, "pad": 0.5})
-
-
-def size_name(model: str) -> str:
-    """"small:2x64" → "2x64": layers × width."""
-    if pretrain.is_small(model):
-        return "{}x{}".format(*pretrain.parse_size(model))
-    return model.split("/")[-1]
+        for model, point in zip(models, points):
+            axis.annotate(model.split("/")[-1].removeprefix("small:"), point, (0, -16),
+                          textcoords="offset points", ha="center", fontsize=9,
+                          bbox={"color": "white", "alpha": 0.7, "pad": 0.5})
 
 
 def groups(found: list[dict]) -> list[list[dict]]:
@@ -184,16 +170,16 @@ def draw_curves(path: Path, found: list[dict], column: str, sources: list[list[d
     series = [tables.series_of(part) for part in parts]
     dash = dashes([(method_of(cells), label) for one in series for label, cells in one.items()])
     for axis, part, one in zip(axes, parts, series):
-        metric, xs = tables.first_metric(part), []
+        metric = tables.first_metric(part)
         for label, cells in one.items():
-            xs += curve(axis, label, dash[label], cells, metric, column, unit)
+            draw_series(axis, label, dash[label], cells, metric, column, unit)
         dense, model = same_task(part, sources), part[0]["model"]
         if unit == 100:
             dense_line(axis, tables.values([r for r in dense if r["model"] == model], metric))
-            percent_axis(axis, xs)
+            logarithmic(axis, (1, 3, 5), "{x:g}")
         else:
             dense_models(axis, dense, metric, column)
-            count_axis(axis)
+            logarithmic(axis, (1, 3), matplotlib.ticker.EngFormatter())
         axis.set(title=f"{part[0]['task']} · {part[0]['data']}\n{model.split('/')[-1]}",
                  xlabel=x_name, ylabel=metric.replace("_", " ") + " (%)")
     legend(figure, axes)
