@@ -4,8 +4,9 @@
     python -m tools.figures --run runs/A runs/B  # Figures 1, 4 and 6 of these, and numbers
 
 If a CSV file has dense models of several sizes, Figure 2 is also drawn against the number of
-non-zero parameters, with the smaller models beside the pruned one. A line is a mean over seeds, its
-band reaches from the worst seed to the best. A method has one colour and marker everywhere.
+non-zero parameters, with the smaller models beside the pruned one. A line is the mean over seeds,
+and its band goes from the worst seed to the best. A method has the same colour and marker
+everywhere.
 """
 
 from pathlib import Path
@@ -50,7 +51,7 @@ def style_of(method: str) -> tuple[str, str]:
 
 
 def panels(count: int, height: float = 3.3):
-    """A figure as wide as the README shows it, with `count` panels → figure, its axes."""
+    """A figure as wide as README.md shows it, with `count` panels → the figure, its axes."""
     columns = 2 if count == 4 else min(count, 3)
     lines = -(-count // columns)
     figure, axes = plt.subplots(
@@ -70,7 +71,7 @@ def save(figure, path: Path) -> None:
 
 
 def legend(figure, axes) -> None:
-    """One legend below all panels; the figure grows by the height of it."""
+    """One legend below all panels; the figure grows by its height."""
     entries = {}
     for axis in axes:
         entries |= dict(zip(*reversed(axis.get_legend_handles_labels())))
@@ -93,7 +94,7 @@ def logarithmic(axis, ticks: tuple, formatter) -> None:
 
 
 def dashes(labels: list[tuple[str, str]]) -> dict[str, str]:
-    """(method, label) of all lines → label → dashes, which tell lines of one colour apart."""
+    """(method, label) of all lines → label → dashes that tell lines of one colour apart."""
     styles = [style_of(method) for method, _ in dict.fromkeys(labels)]
     return {label: ("-", "--", ":", "-.")[styles[:i].count(styles[i]) % 4]
             for i, (_, label) in enumerate(dict.fromkeys(labels))}
@@ -152,8 +153,8 @@ def groups(found: list[dict]) -> list[list[dict]]:
 
 
 def same_task(group: list[dict], sources: list[list[dict]]) -> list[dict]:
-    """Dense rows of any pretrained model, of the same task and number of rows, from the first of
-    the sources that has some."""
+    """Dense rows of any pretrained model, for the same task and number of rows, from the first
+    source that has some."""
     alike = ("task", "data", "train_rows", "eval_rows", "held_out", "precision")
     first = group[0]
     found = ([r for r in source if r["method"] == "dense" and not r["teacher"]
@@ -187,7 +188,7 @@ def draw_curves(path: Path, found: list[dict], column: str, sources: list[list[d
 
 
 def paper_rows(path: Path) -> list[dict]:
-    """The authors' runs in the form of our rows, each the only one of its density."""
+    """The authors' runs as rows like ours, each the only one of its density."""
     return [dict.fromkeys(rows.COLUMNS, "") | run | {
         "data": "the paper's runs", "model": "BERT-base, one seed", "keep": f"run {number}",
         "epochs": "0", "teacher": run["distilled"].replace("no", ""),
@@ -196,7 +197,7 @@ def paper_rows(path: Path) -> list[dict]:
 
 
 def figures_of(found: list[dict]) -> list[tuple[str, str, list[dict]]]:
-    """What the rows of one file are enough for → figure, column of the x axis, rows in it."""
+    """The figures that one file has rows for → name, column of the x axis, rows of each."""
     pruned = [row for row in found if row["method"] != "dense"]
     x = "density" if any(row["density"] for row in pruned) else "encoder_density"
     usual = [row for row in pruned if row["scope"] == tables.usual_scope(row["method"])]
@@ -212,8 +213,8 @@ def figures_of(found: list[dict]) -> list[tuple[str, str, list[dict]]]:
 
 
 def from_results(folder: Path, output: Path) -> None:
-    """Figures 2, 3 and 5 of every CSV file that has rows for them. Rows with --held-out, on which
-    settings were chosen, are no results."""
+    """Figures 2, 3 and 5 of every CSV file that has rows for them. Rows with --held-out are not
+    results: settings were chosen on them."""
     files = {path.stem: [row for row in rows.read(path) if row.get("held_out") == ""]
              for path in sorted(folder.glob("*.csv"))}
     files["paper"] = paper_rows(folder / "paper_runs.csv")
@@ -234,7 +235,7 @@ def from_results(folder: Path, output: Path) -> None:
 
 
 def scatter(axis, x, y, kept, colour: str) -> None:
-    """At most 20,000 points of each kind; the pruned ones are grey and lie below."""
+    """At most 20,000 points of each kind; the pruned ones are grey, below the others."""
     rng = np.random.default_rng(0)
     for which, ink, name in ((~kept, GREY, "pruned"), (kept, colour, "remaining")):
         at = np.flatnonzero(which)
@@ -243,7 +244,7 @@ def scatter(axis, x, y, kept, colour: str) -> None:
 
 
 def draw_panels(path: Path, runs: list, draw, **names) -> None:
-    """A panel for each run, by draw(axis, run); no picture if there are no runs."""
+    """A panel for each run, drawn by draw(axis, run); no picture if there are no runs."""
     if not runs:
         return
     figure, axes = panels(len(runs))
@@ -255,34 +256,30 @@ def draw_panels(path: Path, runs: list, draw, **names) -> None:
 
 def figure1(axis, a) -> None:
     """Fine-tuned against pretrained weights of all matrices."""
-    W, W0, M = (np.concatenate([getattr(p, k).ravel() for p in a.parts]) for k in ("W", "W0", "M"))
+    W, W0, M = (anatomy.flat(a.parts, name) for name in ("W", "W0", "M"))
     scatter(axis, W0, W, M, style_of(a.method)[0])
     axis.axline((0, 0), slope=1, color="black", linewidth=0.7)
     axis.legend(markerscale=5, loc="upper left", handletextpad=0)
 
 
-def fullest(a):
-    """The matrix with the most remaining weights, which Figure 4 shows."""
-    return max(a.parts, key=lambda part: part.M.sum())
-
-
-def named(a, part) -> str:
-    return f"{a.label}\nlayer {part.layer + 1}, {part.name}"
+def fullest(axis, a):
+    """The matrix with the most remaining weights, which Figure 4 shows; the title names it."""
+    part = max(a.parts, key=lambda part: part.M.sum())
+    axis.set_title(f"{a.label}\nlayer {part.layer + 1}, {part.name}")
+    return part
 
 
 def figure4a(axis, a) -> None:
     """Histogram of the remaining weights of one matrix."""
-    part = fullest(a)
+    part = fullest(axis, a)
     axis.hist(part.W[part.M], bins=101, color=style_of(a.method)[0])
-    axis.set_title(named(a, part))
 
 
 def figure4b(axis, a) -> None:
     """Scores against weights of one matrix."""
-    part = fullest(a)
+    part = fullest(axis, a)
     scatter(axis, part.W.ravel(), part.S.ravel(), part.M.ravel(), style_of(a.method)[0])
     axis.legend(markerscale=5, loc="lower left", handletextpad=0)
-    axis.set_title(named(a, part))
 
 
 def figure6(path: Path, measured: list) -> None:
@@ -290,8 +287,7 @@ def figure6(path: Path, measured: list) -> None:
     figure, (axis,) = panels(1)
     dash = dashes([(a.method, a.label) for a, _ in measured])
     for a, table in measured:
-        density = [100 * row["density"] for row in table
-                   if row["matrix"] == "all" and row["layer"] != "all"]
+        density = [100 * row["density"] for row in anatomy.layer_rows(table)]
         colour, marker = style_of(a.method)
         axis.plot(range(1, a.layers + 1), density, dash[a.label], color=colour, marker=marker,
                   label=a.label)
@@ -303,11 +299,11 @@ def figure6(path: Path, measured: list) -> None:
 
 
 def figure6_matrices(axis, a) -> None:
-    """The density of each matrix as a map; its colours end at three times the run's density."""
+    """The density of each matrix as a map, darkest from three times the run's density up."""
     names = list(anatomy.MATRICES.values())
     grid = 100 * np.array([[a.get(layer, name).M.mean() for name in names]
                            for layer in range(a.layers)])
-    most = min(100, 300 * np.concatenate([p.M.ravel() for p in a.parts]).mean())
+    most = min(100, 300 * anatomy.flat(a.parts, "M").mean())
     axis.imshow(grid, cmap="Blues", aspect="auto", vmin=0, vmax=most)
     for (layer, column), value in np.ndenumerate(grid):
         axis.text(column, layer, f"{value:.1f}", ha="center", va="center", fontsize=8,
@@ -318,7 +314,7 @@ def figure6_matrices(axis, a) -> None:
 
 
 def from_runs(folders: list[Path], output: Path) -> None:
-    """Figures 1, 4 and 6, and the numbers behind them as anatomy.csv."""
+    """Figures 1, 4 and 6, and the numbers behind them in anatomy.csv."""
     measured = [(a, anatomy.table(a)) for a in map(anatomy.read, folders)]
     for a, table in measured:
         print(anatomy.text(a, table), end="\n\n")
