@@ -291,7 +291,7 @@ def main() -> None:
     names = args.claims.split(",")
     for name in names:
         if name not in CLAIMS:
-            p.error(f"--claims {name} is not known{cli.nearest(name, list(CLAIMS))}")
+            p.error(f"--claims {name} is not known{cli.nearest(name, CLAIMS)}")
     train.make_parser().parse_args(flags)  # ends the program if they are wrong
     for flag in (word.split("=")[0] for word in flags):
         if flag in FIXED:
