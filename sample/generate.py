@@ -255,12 +255,6 @@ def is_there(task_folder: str) -> bool:
     return cache_path(*cache_entry(task_folder)).is_dir()
 
 
-def training_rows(task_folder: str) -> int:
-    """How many training rows, or questions, the sample has; generates nothing."""
-    cache_entry(task_folder)
-    return SIZES[task_folder]["train"]
-
-
 def main() -> None:
     cli.Parser(description=__doc__).parse_args()
     for task_folder, sizes in SIZES.items():

@@ -1,7 +1,5 @@
 """Generated passages and questions in the manner and layout of SQuAD 1.1.
 
-    python -m sample.squad      prints a few
-
 A passage tells of three or four events with a small cast of people, things, actions, places and
 times. The words of a question therefore occur in several sentences, and only all of them together
 single out one event. Questions switch between active and passive, and replace words by synonyms or
@@ -14,8 +12,6 @@ from collections.abc import Iterator
 
 from sample import lexicon
 from sample.lexicon import GENRES_MATCHED, LEXICON, NAMES, choose, inflect
-from support import cli
-from support.files import run_main
 
 PER_PASSAGE = 4  # questions at most
 
@@ -202,17 +198,3 @@ def squad_json(split: str, n: int) -> dict:
             break
     return {"version": "1.1", "data": [{"title": genre, "paragraphs": of_genre}
                                        for genre, of_genre in paragraphs.items() if of_genre]}
-
-
-def main() -> None:
-    cli.Parser(description=__doc__).parse_args()
-    for article in squad_json("dev", 24)["data"]:
-        paragraph = article["paragraphs"][0]
-        print(f"\n{article['title']}: {paragraph['context']}")
-        for qa in paragraph["qas"]:
-            answers = " | ".join(answer["text"] for answer in qa["answers"])
-            print(f"   {qa['question']} → {answers}")
-
-
-if __name__ == "__main__":
-    run_main(main)

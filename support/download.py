@@ -8,14 +8,13 @@ check. A data folder is made under another name and then renamed: it is complete
 go by the names of their official folders: MNLI, SST-2, SQuAD.
 
 MOVEMENT_MIRROR is one address to use instead of the official ones: all files of official_files.tsv
-lie under it by name. It may hold a login, as in https://user:password@host/folder. Proxies come
-from http_proxy, https_proxy and no_proxy. HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE and HF_TOKEN are
-huggingface_hub's.
+lie under it by name. Proxies come from http_proxy, https_proxy and no_proxy. HF_ENDPOINT, HF_HOME,
+HF_HUB_OFFLINE and HF_TOKEN are huggingface_hub's.
 """
 
-import base64
 import hashlib
 import os
+import re
 import shutil
 import sys
 import time
@@ -24,8 +23,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 from urllib.error import HTTPError
-from urllib.parse import unquote, urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import urlopen
 
 from tqdm import tqdm
 
@@ -69,31 +67,18 @@ class Interrupted(Exception):
     """The connection or the server failed: another attempt may succeed."""
 
 
-def request_for(file: File) -> Request:
-    """A request for `file`, from the mirror if there is one; its full_url shows no login.
-
-    The mirror's user and password become a header, since urllib takes none in an address.
-    """
-    try:
-        address = urlsplit(os.environ.get("MOVEMENT_MIRROR") or file.base)
-        valid = address.scheme in ("http", "https") and address.hostname and address.port != 0
-    except ValueError:  # from urlsplit or port
-        valid = False
-    if not valid:
-        raise UserError("MOVEMENT_MIRROR: not an address of the form http://… or https://…")
-    login, _, host = address.netloc.rpartition("@")
-    request = Request(f"{address.scheme}://{host}{address.path.rstrip('/')}/{file.name}")
-    if login:  # "unredirected": not sent to another host that the mirror redirects to
-        encoded = base64.b64encode(unquote(login).encode()).decode()
-        request.add_unredirected_header("Authorization", f"Basic {encoded}")
-    return request
+def url_of(file: File) -> str:
+    """Where to download `file`: from the mirror, if there is one."""
+    base = os.environ.get("MOVEMENT_MIRROR") or file.base
+    if not re.fullmatch(r"https?://[^\s/@]+(/[^\s@]*)?", base):  # not shown: it may hold a password
+        raise UserError("MOVEMENT_MIRROR: write http://HOST/FOLDER or https://…, without a login")
+    return f"{base.rstrip('/')}/{file.name}"
 
 
-def body(request: Request):
+def body(url: str):
     """The body of the reply in pieces. Errors of the caller, such as a full disk, pass through."""
-    url = request.full_url
     try:
-        with urlopen(request, timeout=TIMEOUT) as reply:
+        with urlopen(url, timeout=TIMEOUT) as reply:
             while chunk := reply.read(1 << 16):
                 yield chunk
     except HTTPError as error:
@@ -106,11 +91,10 @@ def body(request: Request):
 
 def receive(file: File, path: Path) -> None:
     """One attempt to write `file` to `path`, from its first byte."""
-    request, digest, size = request_for(file), hashlib.sha256(), 0
-    url = request.full_url
+    url, digest, size = url_of(file), hashlib.sha256(), 0
     with naming(path), open(path, "wb") as raw, tqdm.wrapattr(
             raw, "write", total=file.size, desc=file.name, disable=None) as out:
-        for chunk in body(request):
+        for chunk in body(url):
             size += len(chunk)
             if size > file.size:
                 raise UserError(f"{url}: more than the published {file.size:,} bytes")
@@ -124,7 +108,7 @@ def receive(file: File, path: Path) -> None:
 
 def fetch(file: File, path: Path) -> None:
     """Download `file` to `path` in up to TRIES attempts."""
-    print(f"downloading {request_for(file).full_url} ({file.size / 1e6:.1f} MB)", file=sys.stderr)
+    print(f"downloading {url_of(file)} ({file.size / 1e6:.1f} MB)", file=sys.stderr)
     for attempt in range(1, TRIES + 1):
         try:
             return receive(file, path)

@@ -43,11 +43,9 @@ write_json(s["output"] + "/metrics.json", dict(
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """sweep.main in this process, with the stand-in → the rows, or what it raised; run.ready lists
-    the data and models that were made ready."""
+    """sweep.main in this process, with the stand-in → the rows, or what it raised."""
     (tmp_path / "train.py").write_text(STAND_IN)
     monkeypatch.setattr(sweep, "HERE", tmp_path)
-    monkeypatch.setattr(sweep, "make_ready", lambda s: run.ready.append((s["data"], s["task"])))
     monkeypatch.setattr(sweep.signal, "signal", lambda *_: None)
 
     def run(*words):
@@ -59,7 +57,6 @@ def stand_in(tmp_path, monkeypatch):
             return error
         return rows.read(tmp_path / "rows.csv")
 
-    run.ready = []
     return run
 
 
@@ -104,9 +101,8 @@ def test_wrong_flags_are_refused_before_anything_runs(words, message, capsys):
     assert message in str(error.value) + capsys.readouterr().err
 
 
-def test_data_and_weights_are_made_ready_and_tried_before_anything_runs(stand_in, tmp_path):
+def test_data_and_weights_are_tried_before_anything_runs(stand_in, tmp_path):
     assert stand_in("--tasks", "mnli,sst2", "--data", "damaged").code == 2  # by the first dry run
-    assert stand_in.ready == [("damaged", "mnli")]
     assert not (tmp_path / "rows.csv").exists()
 
 
@@ -127,7 +123,7 @@ def test_rows_are_appended_once_and_say_how_they_were_made(stand_in, tmp_path, c
     words = ("--methods", "dense,movement", "--seeds", "0,1", "--data", "/somewhere/glue",
              "--batch-size", 64, "--jobs", 2)
     found = {(r["method"], r["seed"]): r for r in stand_in(*words)}
-    assert len(found) == 4 and stand_in.ready == [("/somewhere/glue", "mnli")]
+    assert len(found) == 4
     row = found["movement", "0"]
     assert list(row) == list(rows.COLUMNS)
     expected = {"keep": "0.1", "penalty": "", "lr": "0.0003", "score_lr": "0.03", "accuracy": "",
@@ -168,7 +164,6 @@ import pathlib
 from support import files
 from tools import sweep
 sweep.HERE = pathlib.Path({str(tmp_path)!r})
-sweep.make_ready = lambda settings: None
 files.run_main(sweep.main)
 """
     process = subprocess.Popen(

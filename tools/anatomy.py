@@ -76,10 +76,10 @@ def read(run: Path) -> Anatomy:
 
 def assemble(run: Path, metrics: dict, settings: dict, pruning: dict[str, np.ndarray]) -> Anatomy:
     """`pruning`: the arrays of pruning.safetensors."""
-    weights, method = bert.read_weights(run), metrics["method"]
+    weights, config, method = bert.read_weights(run), bert.read_config(run)[0], metrics["method"]
     start, note = starting_weights(settings["model"], metrics.get("start_fingerprint"))
     parts = []
-    for name, (layer, kind) in matrix_names(run).items():
+    for name, (layer, kind) in matrix_names(config).items():
         W = weights[name].float().numpy().copy()
         M, S, ever_pruned = np.ones(W.shape, bool), pruning.get(f"{name}.scores"), None
         if method != "dense":
@@ -91,20 +91,13 @@ def assemble(run: Path, metrics: dict, settings: dict, pruning: dict[str, np.nda
         parts.append(Part(layer, kind, W, M, start.get(name), S, ever_pruned))
     label = f"{method_name(method)}, {100 * metrics['density']:.3g} %"
     label += ", global" * (settings.get("scope") == "global")
-    heads = bert.read_config(run)[0].num_attention_heads
-    return Anatomy(label, method, parts, heads, metrics, note)
+    return Anatomy(label, method, parts, config.num_attention_heads, metrics, note)
 
 
-def matrix_names(folder: Path) -> dict[str, tuple[int, str]]:
+def matrix_names(config: bert.Config) -> dict[str, tuple[int, str]]:
     """Hugging Face's name of each matrix that is pruned → its layer, its name in the tables."""
-    with torch.device("meta"):  # names alone, no weights
-        model = bert.create(bert.read_config(folder)[0], "classification")
-    names = {}
-    for name in map(bert.to_hf_name, masking.encoder_matrices(model)):
-        # bert.encoder.layer.0.attention.self.query.weight
-        layer, kind = name.removeprefix("bert.encoder.layer.").split(".", 1)
-        names[name] = int(layer), MATRICES[kind.removesuffix(".weight")]
-    return names
+    return {f"bert.encoder.layer.{layer}.{hf_name}.weight": (layer, name)
+            for layer in range(config.num_hidden_layers) for hf_name, name in MATRICES.items()}
 
 
 def unpack_bits(packed: np.ndarray, shape) -> np.ndarray:
@@ -122,7 +115,7 @@ def starting_weights(model: str, fingerprint: str | None) -> tuple[dict[str, np.
         folder = evaluate.model_folder(model)
         weights = {bert.to_hf_name(bert.from_hf_name(name)): tensor.float()
                    for name, tensor in bert.read_weights(folder).items()}
-        matrices = {name: weights[name] for name in matrix_names(folder)}
+        matrices = {name: weights[name] for name in matrix_names(bert.read_config(folder)[0])}
     except (UserError, KeyError) as error:
         return {}, f"without the starting weights ({error})"
     if fingerprint and fingerprint != checkpoints.fingerprint(matrices):

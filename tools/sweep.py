@@ -27,8 +27,6 @@ from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
-import data
-import evaluate
 import masking
 import train
 from support import checkpoints, cli
@@ -120,18 +118,10 @@ def combinations(args) -> list[Run]:
 # ------------------------------------------------------------------------------- running them
 
 
-def make_ready(settings: dict) -> None:
-    """Generate, pretrain or download the data and weights of these settings."""
-    evaluate.data_folder(settings["data"], data.TASKS[settings["task"]])
-    evaluate.model_folder(settings["model"])
-
-
-def prepare(runs: list[Run]) -> None:
-    """Make ready what several runs would all need at once. A dry run for each task and model then
-    finds wrong data and weights before hours are spent."""
+def try_out(runs: list[Run]) -> None:
+    """A dry run for each task, data and model: finds wrong ones before hours are spent."""
     pairs = {tuple(run.settings[k] for k in ("task", "data", "model")): run for run in runs}
     for run in pairs.values():
-        make_ready(run.settings)
         done = subprocess.run([sys.executable, str(HERE / "train.py"), *run.words, "--dry-run"])
         if done.returncode:
             sys.exit(done.returncode)
@@ -207,7 +197,7 @@ def main() -> None:
     print(f"{len(runs)} runs, {len(runs) - len(todo)} of them in {args.csv} already", flush=True)
     for name in (signal.SIGTERM, signal.SIGINT):  # a shell's background job ignores SIGINT
         signal.signal(name, signal.default_int_handler)
-    prepare(todo)
+    try_out(todo)
     with tempfile.TemporaryDirectory(prefix="movement-sweep-") as scratch:
         failed = carry_out(todo, args, Path(scratch))
     if failed:
