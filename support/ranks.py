@@ -106,7 +106,8 @@ def drop_ties(masks: list, inside: list, values: list, kth: float, extra: int) -
     few shapes, such as 144 × 144).
     """
     starts = np.cumsum([0] + [len(mask) for mask in masks]).tolist()
-    ties = join([where[value == kth] + start for where, value, start in zip(inside, values, starts)])
+    ties = join([where[value == kth] + start
+                 for where, value, start in zip(inside, values, starts)])
     dropped = ties[(ties * 2654435761 % 2**32).argsort()[:extra]]
     for mask, start in zip(masks, starts):
         of_this_mask = dropped[(start <= dropped) & (dropped < start + len(mask))]

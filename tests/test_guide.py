@@ -95,7 +95,7 @@ def one_step(n, y):
         return a, 0.5 * (a - y).square().sum()
 
     a, L = forward()
-    M = m.M
+    M = m.M.float()
     L.backward()
     pruner.set_gradients(2)
     torch.optim.SGD([m.S], lr=n["alpha_S"].item()).step()
@@ -105,9 +105,9 @@ def one_step(n, y):
 def test_the_step_by_hand():
     n = by_hand()
     m, a, L, M, L_new = one_step(n, n["y"])
-    assert torch.equal(M, n["M"].float()) and torch.equal(m.M, n["M new"].float())
+    assert torch.equal(M, n["M"].float()) and torch.equal(m.M, n["M new"].bool())
     for name, value in {"a": a, "L": L, "dL/da": a - n["y"], "dL/dS": m.S.grad, "dL/dW": m.W.grad,
-                        "S new": m.S, "first": ((m.M - M) * n["dL/dS"]).sum(),
+                        "S new": m.S, "first": ((m.M.float() - M) * n["dL/dS"]).sum(),
                         "L new": L_new}.items():
         assert torch.allclose(value, n[name]), name
     assert m.ever_pruned[1, 0] and m.M[1, 0] == 1  # it came back
