@@ -132,11 +132,11 @@ def properties(s: Sentence) -> dict[str, Property]:
     """
     words = {field: words_for(s, field)[getattr(s, field)]
              for field in (*SLOT_OF, "verb") if getattr(s, field)}
-    found = {field: Property(SLOT_OF[field], (word,))
+    by_field = {field: Property(SLOT_OF[field], (word,))
              for field, word in words.items() if field not in EVENT}
     if s.verb:
-        found["verb"] = Property("past" if s.past else "now", tuple(map(words.get, EVENT)))
-    return found
+        by_field["verb"] = Property("past" if s.past else "now", tuple(map(words.get, EVENT)))
+    return by_field
 
 
 def implies(x: Property, y: Property) -> bool:
@@ -166,12 +166,12 @@ def situations(kinds: frozenset) -> set[tuple]:
     which it does not, and the same two for the hypothesis. A thing adds 0 or 1 to each count;
     things that add the same are of one kind.
     """
-    found = {(0, 0, 0, 0)}
+    possible = {(0, 0, 0, 0)}
     for kind in kinds:
         for _ in range(MOST_THINGS):
-            larger = {tuple(map(int.__add__, counts, kind)) for counts in found}
-            found |= {counts for counts in larger if max(counts) <= MOST_THINGS}
-    return found
+            larger = {tuple(map(int.__add__, counts, kind)) for counts in possible}
+            possible |= {counts for counts in larger if max(counts) <= MOST_THINGS}
+    return possible
 
 
 @lru_cache(None)
@@ -288,14 +288,14 @@ def random_pair(rng: random.Random, genre: str, split: str) -> tuple[tuple, str,
     premise, hypothesis = (f"{text} ." for text in texts)
     if lexicon.split_of(premise) != split or premise == hypothesis:
         return None
-    found = label(first, second)
+    relation = label(first, second)
     # the clause matters only where it weakens the premise, asks more of the hypothesis, or makes a
     # contradiction avoidable
     undecided = "contradiction" if word == "or" else "entailment"
-    if (side, word) == (0, "or") or (side == 1 and found == undecided):
-        found = found and "neutral"
+    if (side, word) == (0, "or") or (side == 1 and relation == undecided):
+        relation = relation and "neutral"
     quantifier = re.sub("two|three", "n", second.quantifier) if second.noun else "name"
-    return found and ((premise, hypothesis), found, f"{quantifier} {second.negated}")
+    return relation and ((premise, hypothesis), relation, f"{quantifier} {second.negated}")
 
 
 def mnli_rows(n: int, genres: tuple[str, ...], split: str) -> Iterator[tuple]:

@@ -146,10 +146,10 @@ def dense_models(axis, dense: list[dict], metric: str, column: str) -> None:
                           bbox={"color": "white", "alpha": 0.7, "pad": 0.5})
 
 
-def groups(found: list[dict]) -> list[list[dict]]:
+def groups(results: list[dict]) -> list[list[dict]]:
     """Rows by task, data and model, a panel each, in the order of the file."""
-    keys = dict.fromkeys((r["task"], r["data"], r["model"]) for r in found)
-    return [[r for r in found if (r["task"], r["data"], r["model"]) == key] for key in keys]
+    keys = dict.fromkeys((r["task"], r["data"], r["model"]) for r in results)
+    return [[r for r in results if (r["task"], r["data"], r["model"]) == key] for key in keys]
 
 
 def same_task(group: list[dict], sources: list[list[dict]]) -> list[dict]:
@@ -157,16 +157,16 @@ def same_task(group: list[dict], sources: list[list[dict]]) -> list[dict]:
     source that has some."""
     alike = ("task", "data", "train_rows", "eval_rows", "held_out", "precision")
     first = group[0]
-    found = ([r for r in source if r["method"] == "dense" and not r["teacher"]
+    candidates = ([r for r in source if r["method"] == "dense" and not r["teacher"]
               and not pretrain.is_untrained(r["model"])
               and all(r[name] == first[name] for name in alike)] for source in sources)
-    return next(filter(None, found), [])
+    return next(filter(None, candidates), [])
 
 
-def draw_curves(path: Path, found: list[dict], column: str, sources: list[list[dict]]) -> None:
+def draw_curves(path: Path, results: list[dict], column: str, sources: list[list[dict]]) -> None:
     """A panel for each task, data and model; `sources`: where to look for dense rows."""
     unit, x_name = X_AXES[column]
-    parts = groups(found)
+    parts = groups(results)
     figure, axes = panels(len(parts))
     series = [tables.series_of(part) for part in parts]
     dash = dashes([(method_of(cells), label) for one in series for label, cells in one.items()])
@@ -196,9 +196,9 @@ def paper_rows(path: Path) -> list[dict]:
         for number, run in enumerate(rows.read(path))]
 
 
-def figures_of(found: list[dict]) -> list[tuple[str, str, list[dict]]]:
+def figures_of(results: list[dict]) -> list[tuple[str, str, list[dict]]]:
     """The figures that one file has rows for → name, column of the x axis, rows of each."""
-    pruned = [row for row in found if row["method"] != "dense"]
+    pruned = [row for row in results if row["method"] != "dense"]
     x = "density" if any(row["density"] for row in pruned) else "encoder_density"
     usual = [row for row in pruned if row["scope"] == tables.usual_scope(row["method"])]
     plain, taught = ([row for row in usual if bool(row["teacher"]) == t] for t in (False, True))
@@ -206,7 +206,7 @@ def figures_of(found: list[dict]) -> list[tuple[str, str, list[dict]]]:
     both_scopes = {row["task"] for row in ranked if row["scope"] == "global"}
     pictures = [("figure2", x, plain), ("figure3", x, taught),
                 ("figure5", x, [row for row in ranked if row["task"] in both_scopes])]
-    if len({row["model"] for row in found if row["method"] == "dense"}) > 1:
+    if len({row["model"] for row in results if row["method"] == "dense"}) > 1:
         pictures += [("figure2-encoder-parameters", "nonzero_parameters", plain),
                      ("figure2-all-parameters", "nonzero_parameters_total", plain)]
     return [picture for picture in pictures if len({row[x] for row in picture[2]}) > 1]
@@ -218,13 +218,13 @@ def from_results(folder: Path, output: Path) -> None:
     files = {path.stem: [row for row in rows.read(path) if row.get("held_out") == ""]
              for path in sorted(folder.glob("*.csv"))}
     files["paper"] = paper_rows(folder / "paper_runs.csv")
-    everything, wrong = [row for found in files.values() for row in found], []
-    pictures = [(name, *picture) for name, found in files.items() for picture in figures_of(found)]
+    everything, wrong = [row for results in files.values() for row in results], []
+    pictures = [(name, *picture) for name in files for picture in figures_of(files[name])]
     if not pictures:
         raise UserError(f"nothing to draw: no CSV file in {folder} has rows of two densities")
-    for name, figure, column, found in pictures:
+    for name, figure, column, results in pictures:
         try:
-            draw_curves(output / f"{figure}-{name}", found, column, [files[name], everything])
+            draw_curves(output / f"{figure}-{name}", results, column, [files[name], everything])
         except UserError as error:
             wrong.append(f"{folder / name}.csv: {error}")
     if wrong:  # once all others are drawn

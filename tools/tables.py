@@ -63,12 +63,12 @@ def label(row: dict, among: list[dict]) -> str:
     return ", ".join(parts) + " + teacher" * bool(row["teacher"])
 
 
-def series_of(found: list[dict]) -> dict[str, dict[str, list[dict]]]:
+def series_of(group: list[dict]) -> dict[str, dict[str, list[dict]]]:
     """Rows of one task → label → density asked for → rows; UserError if two have the same seed."""
-    found = [row | {"epochs": f"{float(row['epochs']):.2g}"} for row in found]
+    group = [row | {"epochs": f"{float(row['epochs']):.2g}"} for row in group]
     series = {}
-    for row in found:
-        cells = series.setdefault(label(row, found), {})
+    for row in group:
+        cells = series.setdefault(label(row, group), {})
         cell = cells.setdefault(row["keep"] or f"λ {row['penalty']}", [])
         if row["seed"] in [other["seed"] for other in cell]:
             raise UserError(f"two rows of {row['task']}, {row['method']}, {row['keep']}, seed "
@@ -77,8 +77,8 @@ def series_of(found: list[dict]) -> dict[str, dict[str, list[dict]]]:
     return dict(sorted(series.items(), key=lambda item: (method_order(item[0]), len(item[0]))))
 
 
-def first_metric(found: list[dict]) -> str:
-    return next((name for name in rows.METRICS if any(row[name] for row in found)), "")
+def first_metric(group: list[dict]) -> str:
+    return next((name for name in rows.METRICS if any(row[name] for row in group)), "")
 
 
 def values(cell: list[dict], column: str) -> list[float]:
@@ -106,10 +106,10 @@ def cell_text(cell: list[dict], metric: str) -> str:
 
 
 def read(folder: Path, file: str) -> list[dict]:
-    found = rows.read(folder / f"{file}.csv")
-    if not found:
+    group = rows.read(folder / f"{file}.csv")
+    if not group:
         raise UserError(f"no rows in results/{file}.csv")
-    return found
+    return group
 
 
 # ------------------------------------------------------------------------ the kinds of table
@@ -118,19 +118,19 @@ def read(folder: Path, file: str) -> list[dict]:
 def series_table(choose, folder: Path, file: str, tasks: str) -> str:
     """A line for each series, a column for each density. `choose(row, rows of these tasks)` is one
     of CHOICES; dense models of other sizes are in pictures only."""
-    found = [row for row in read(folder, file)
+    chosen = [row for row in read(folder, file)
              if row["task"] in tasks.split(",") and not row["model"].startswith("small:")]
-    found, body = [row for row in found if choose(row, found)], []
-    keeps = sorted({row["keep"] for row in found} - {""}, key=float, reverse=True)
+    chosen, body = [row for row in chosen if choose(row, chosen)], []
+    keeps = sorted({row["keep"] for row in chosen} - {""}, key=float, reverse=True)
     for task in tasks.split(","):
-        of_task = [row for row in found if row["task"] == task]
+        of_task = [row for row in chosen if row["task"] == task]
         if not of_task:
             raise UserError(f"results/{file}.csv has no such rows of {task}")
         metric = first_metric(of_task)
         for title, cells in series_of(of_task).items():
             body.append([f"{task} {metric}", title] + [
                 cell_text(cells[keep], metric) if keep in cells else "–" for keep in keeps])
-    data, model = (", ".join(dict.fromkeys(row[c] for row in found)) for c in ("data", "model"))
+    data, model = (", ".join(dict.fromkeys(row[c] for row in chosen)) for c in ("data", "model"))
     return markdown(
         ["", "method", *(f"{100 * float(keep):g} %" for keep in keeps)], body,
         "mean ± standard deviation (seeds); columns: share of the encoder matrices' weights asked "
@@ -141,27 +141,27 @@ def alone(row: dict) -> bool:
     return not row["teacher"] and not row["freeze"]
 
 
-def matched(row: dict, found: list[dict], column: str, *same: str) -> bool:
+def matched(row: dict, among: list[dict], column: str, *same: str) -> bool:
     """Does the row equal one that has this column, at least in task, method, density and `same`?"""
     key = itemgetter("task", "method", "keep", *same)
-    return key(row) in {key(other) for other in found if other[column]}
+    return key(row) in {key(other) for other in among if other[column]}
 
 
 def usual_scope(method: str) -> str:
     return "global" if method in GLOBAL else "local"
 
 
-def paper(folder: Path, runs: str) -> str:
+def paper(folder: Path, which: str) -> str:
     """Tables 2 and 3 from the authors' runs, without a teacher and with one."""
-    if runs not in ("taught", "untaught"):
+    if which not in ("taught", "untaught"):
         raise UserError("taught or untaught runs?")
-    distilled, how = ("yes", "with") if runs == "taught" else ("no", "without")
-    found, body = read(folder, "paper_runs"), []
+    distilled, how = ("yes", "with") if which == "taught" else ("no", "without")
+    runs, body = read(folder, "paper_runs"), []
     key = itemgetter("distilled", "task", "method", "scope")
     for task, metrics in PAPER_METRICS.items():
         for method in ("magnitude", "l0", "movement", "soft_movement"):
             wanted = (distilled, task, method, usual_scope(method))
-            curve = [row for row in found if key(row) == wanted]
+            curve = [row for row in runs if key(row) == wanted]
             body.append([f"{task} {' / '.join(metrics)}", rows.method_name(method)] + [
                 " / ".join(f"{at_density(curve, keep, m):.1f}" for m in ("metric1", "metric2"))
                 for keep in (0.1, 0.03)])
@@ -170,11 +170,11 @@ def paper(folder: Path, runs: str) -> str:
                     "authors' runs in `results/paper_runs.csv`")
 
 
-def at_density(found: list[dict], keep: float, metric: str) -> float:
+def at_density(runs: list[dict], keep: float, metric: str) -> float:
     """A metric at a density: the nearest run's for ranked methods, interpolated linearly for the
     others, as in the paper."""
-    points = sorted((float(row["encoder_density"]), float(row[metric])) for row in found)
-    if found[0]["scope"] == "local":
+    points = sorted((float(row["encoder_density"]), float(row[metric])) for row in runs)
+    if runs[0]["scope"] == "local":
         # biases and LayerNorms count here: runs that asked for 0.1 are at 0.101
         return min(points, key=lambda p: abs(p[0] - keep - 0.001))[1]
     return float(np.interp(keep, *zip(*points)))
@@ -203,10 +203,10 @@ def csv(folder: Path, file: str, columns: str) -> str:
             return cell or "–"
         return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
 
-    found = [row for row in read(folder, file)
+    lines = [row for row in read(folder, file)
              if row.get("layer", "all") == row.get("matrix", "all") == "all"]
     return markdown(columns.replace("_", " ").split(","),
-                    [[shown(row[column]) for column in columns.split(",")] for row in found],
+                    [[shown(row[column]) for column in columns.split(",")] for row in lines],
                     f"from `{os.path.normpath(f'results/{file}.csv')}`")
 
 
@@ -215,8 +215,8 @@ def csv(folder: Path, file: str, columns: str) -> str:
 CHOICES = {
     "methods": lambda row, _: alone(row) and row["keep"] in ("1", "0.1", "0.03"),
     "densities": lambda row, _: alone(row) and row["model"] != "untrained",
-    "teachers": lambda row, found: not row["freeze"] and matched(row, found, "teacher"),
-    "frozen": lambda row, found: not row["teacher"] and matched(row, found, "freeze", "seed")}
+    "teachers": lambda row, among: not row["freeze"] and matched(row, among, "teacher"),
+    "frozen": lambda row, among: not row["teacher"] and matched(row, among, "freeze", "seed")}
 KINDS = {kind: functools.partial(series_table, choose) for kind, choose in CHOICES.items()}
 KINDS |= {"paper": paper, "benchmark": benchmark, "csv": csv}
 
