@@ -24,7 +24,8 @@ COLUMNS = (
     *(f"held_out_{name}" for name in METRICS[2:]),
     "lr", "score_lr", "epochs", "steps", "batch_size", "max_length", "warmup", "hold", "cooldown",
     "train_rows", "eval_rows", "teacher", "freeze", "held_out", "seed",
-    "train_seconds", "precision", "git", "command", "machine", "threads", "torch", "python", "date", "key")
+    "train_seconds", "precision", "git", "command", "machine", "threads", "torch",
+    "python", "date", "key")
 # for people to read, in the order of tables and legends
 METHOD_NAMES = {"dense": "dense", "random": "random", "magnitude": "magnitude", "l0": "L0",
                 "movement": "movement", "soft_movement": "soft movement"}
