@@ -1,10 +1,11 @@
-"""BERT from scratch (Devlin et al. 2018, arXiv 1810.04805), its parts named as in transformers.
+"""BERT from scratch (Devlin et al. 2018, arXiv 1810.04805), its classes named as in transformers.
 
     import bert
     model, fresh = bert.load("path/or/folder", head="classification", num_labels=3)
     logits = model(input_ids, attention_mask, token_type_ids)
 
-Shapes: B batch, T tokens, H hidden, A heads, D = H / A, I intermediate, V vocabulary, C classes.
+Shapes: B batch, T tokens, R tokens that are computed, H hidden, A heads, D = H / A,
+I intermediate, V vocabulary, C classes.
 """
 
 import math
@@ -91,9 +92,9 @@ class BertLayer(nn.Module):
     def split_heads(self, x):  # (B, T, H)
         return x.unflatten(2, (self.num_attention_heads, -1)).transpose(1, 2)  # (B, A, T, D)
 
-    def attention(self, x, read, attention_mask):
-        """What the tokens `read` (B, R, H) take from all tokens x (B, T, H) → (B, R, H)."""
-        Q = self.split_heads(self.query(read))  # (B, A, R, D)
+    def attention(self, x, queried, attention_mask):
+        """Attention of the tokens `queried` (B, R, H) over all tokens x (B, T, H) → (B, R, H)."""
+        Q = self.split_heads(self.query(queried))  # (B, A, R, D)
         K = self.split_heads(self.key(x))  # (B, A, T, D)
         V = self.split_heads(self.value(x))  # (B, A, T, D)
         p = self.attention_dropout_prob if self.training else 0.0
@@ -107,10 +108,13 @@ class BertLayer(nn.Module):
         return self.attention_output(y.transpose(1, 2).flatten(2))  # (B, R, H)
 
     def forward(self, x, attention_mask, positions=None):
-        """(B, T, H) → (B, T, H), or only at `positions` (B, R) → (B, R, H)."""
-        read = x if positions is None else at_positions(x, positions)  # (B, R, H)
-        y = self.attention(x, read, attention_mask)  # (B, R, H)
-        x = self.attention_norm(read + dropout(y, self.dropout_prob, self.training))
+        """(B, T, H) → (B, T, H), or at `positions` (B, R) only → (B, R, H).
+
+        attention_mask: (B, 1, 1, T), true where there is no padding.
+        """
+        queried = x if positions is None else at_positions(x, positions)  # (B, R, H)
+        y = self.attention(x, queried, attention_mask)  # (B, R, H)
+        x = self.attention_norm(queried + dropout(y, self.dropout_prob, self.training))
         # W₂ gelu(W₁ x + b₁) + b₂
         y = self.output(self.activation(self.intermediate(x)))  # (B, R, H), (B, R, I) inside
         return self.output_norm(x + dropout(y, self.dropout_prob, self.training))  # (B, R, H)

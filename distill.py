@@ -4,7 +4,7 @@
     python train.py --task mnli --method movement --teacher runs/teacher
 
 The loss is that of Hinton, Vinyals and Dean 2015 (arXiv 1503.02531), as in the original code.
-Shapes: B batch, C classes, T tokens.
+Shapes: B batch, C classes, T tokens; in T² and logits / T, T is the temperature.
 """
 
 from pathlib import Path

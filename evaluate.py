@@ -35,7 +35,6 @@ class Settings:
     batch_size: int = 32
     precision: str = "auto"
     device: str = "auto"
-    max_train_rows: int | None = None
     max_eval_rows: int | None = None
     held_out: float | None = None
 
@@ -68,8 +67,8 @@ def model_folder(name: str) -> Path:
     return download.model_folder(name)
 
 
-def to_make_first(settings: Settings, task: data.Task) -> list[str]:
-    """What a run on this machine would generate, pretrain or download before it starts."""
+def missing_inputs(settings, task: data.Task) -> list[str]:
+    """What a run (train.Settings) would have to generate, pretrain or download before it starts."""
     steps = []
     if settings.data == "sample" and not generate.is_there(task.folder):
         steps.append(f"generate the sample of {task.folder}")
@@ -142,6 +141,7 @@ def predict(model, features: data.Features, settings) -> list[np.ndarray]:
     """Logits in the order of the rows: (C) each, for spans (tokens of the row, 2)."""
     model.eval()
     outputs = [None] * len(features)
+    # twice the rows of a training batch fit, since nothing is kept for a backward pass
     for index in data.batches_in_order(features, 2 * settings.batch_size):
         batch = data.collate(features, index, settings.device)
         logits = forward(model, batch, settings.precision)
@@ -178,8 +178,8 @@ def evaluate(model, task: data.Task, evaluated: dict, settings, order=()) -> tup
 def has_collapsed(task: data.Task, evaluated: dict, metrics: dict, predictions: dict) -> bool:
     """Did the model lose its task? Judged on the evaluation rows, without those held out.
 
-    For spans, F1 is below 15. For classes, every row got the same class, or the accuracy is within
-    two standard errors of that of always answering the commonest class.
+    For spans, F1 is below 15. For classes, every row got the same class, or the accuracy is at most
+    two standard errors above that of always answering the commonest class.
     """
     if task.span:
         return metrics["f1"] < 15
@@ -206,7 +206,8 @@ def make_parser() -> cli.Parser:
     p.add_argument("--sparse", action="store_true", help="sparse matrix products (CPU, fp32)")
     p.add_argument("--max-eval-rows", type=cli.count, metavar="N",
                    help="draw N rows of each file (default: as run)")
-    p.add_argument("--batch-size", type=cli.count, metavar="ROWS", help="default: as run")
+    p.add_argument("--batch-size", type=cli.count, metavar="ROWS",
+                   help="half of the rows at a time (default: as run)")
     p.add_argument("--precision", choices=["auto", "fp32", "bf16"], metavar="KIND",
                    help="auto, fp32 or bf16 (default: as run)")
     p.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto",

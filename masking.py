@@ -2,8 +2,9 @@
 
     python train.py --task mnli --method movement --keep 0.1
 
-The paper's letters: W weights, S scores, M mask, W' = W ⊙ M, v share of weights kept, τ cut-off
-on scores, λ penalty, α_S learning rate of the scores, T steps in all. Code writes W_masked for W'.
+The paper's letters: W weights, S scores, M mask, W' = W ⊙ M, v share of weights kept (0 to 1), τ
+cut-off on scores, λ weight of a penalty R(S), α_S learning rate of the scores, T steps in all.
+W' is `Matrix.weight`, the model's own tensor; its gradient dL/dW' is called dL_dW_prime.
 "The original code" is huggingface/transformers-research-projects, movement-pruning.
 
 How it works. The model computes with W' and nothing else: its own weight tensors hold W', and
@@ -41,8 +42,8 @@ class Schedule:
     t_i: int
     t_f: int
 
-    def remaining(self, t: int) -> float:
-        """1 up to t_i, then falling as a cubic to 0 at T − t_f."""
+    def cubic(self, t: int) -> float:
+        """The factor of (v_i − v_f) in Eq. (5): 1 up to t_i, then falling to 0 at T − t_f."""
         if t < self.t_i:
             return 1.0
         if t >= self.T - self.t_f:
@@ -52,11 +53,11 @@ class Schedule:
     def keep(self, t: int, v_f: float, v_i: float = 1.0) -> float:
         """Share of weights kept at step t."""
         # Eq. (5), its bracket read as 1 at t = t_i and 0 at t = T − t_f
-        return v_f + (v_i - v_f) * self.remaining(t)
+        return v_f + (v_i - v_f) * self.cubic(t)
 
     def tau(self, t: int, tau_f: float) -> float:
         """Soft movement's τ at step t: 0 → τ_f along the same curve, as in the original code."""
-        return tau_f * (1 - self.remaining(t))
+        return tau_f * (1 - self.cubic(t))
 
 
 # -------------------------------------------------------------------------------- Eq. (1)
@@ -116,13 +117,13 @@ class Method:
         return S
 
     def mask(self, S: Tensor, tau: float, draw) -> tuple[Tensor, Tensor | None]:
-        """→ M, and dM/dS or None where it is taken for 1 (the straight-through estimator).
+        """→ M, and dM/dS; None: taken to be 1 (straight-through), or not needed (test time).
 
         `draw` maps a shape to uniform noise; it is None at test time. Only if not `ranked`.
         """
         raise NotImplementedError
 
-    def score_gradient(self, W: Tensor, dL_dW_masked: Tensor, S: Tensor, dM_dS: Tensor | None):
+    def score_gradient(self, W: Tensor, dL_dW_prime: Tensor, S: Tensor, dM_dS: Tensor | None):
         """dL/dS. Called after every backward pass, so a method can also update S itself here."""
         return None
 
@@ -156,10 +157,10 @@ class Movement(Method):
 
     learned = True
 
-    def score_gradient(self, W, dL_dW_masked, S, dM_dS):
+    def score_gradient(self, W, dL_dW_prime, S, dM_dS):
         # Eq. (2): dL/dS_ij = (dL/da_i) W_ij x_j = dL/dW'_ij · W_ij, on kept and pruned entries
-        # alike. Plain gradient steps on S add these products up over the steps: Eq. (3)
-        return dL_dW_masked * W
+        # alike. After T plain gradient steps, S is −α_S times the sum of these products: Eq. (3)
+        return dL_dW_prime * W
 
 
 class SoftMovement(Movement):
@@ -208,9 +209,9 @@ class L0(Method):
         dM_dS = (r - l) / b * S_bar * (1 - S_bar) * (Z == M)
         return M, dM_dS
 
-    def score_gradient(self, W, dL_dW_masked, S, dM_dS):
+    def score_gradient(self, W, dL_dW_prime, S, dM_dS):
         # dL/dS_ij = (dL/da_i) W_ij x_j f(S_ij)
-        return dL_dW_masked * W * dM_dS
+        return dL_dW_prime * W * dM_dS
 
     def chance_open(self, S):
         """P(M > 0) of each gate."""
@@ -269,12 +270,12 @@ class Pruner:
         self.search = penalty if isinstance(penalty, PenaltySearch) else None
         self.fixed_penalty = penalty if self.search is None else None
         self.penalty = 0.0  # λ at the last step
-        self.masked = not isinstance(method, Dense)
+        self.prunes = not isinstance(method, Dense)
         generator = torch.Generator().manual_seed(seed)
         self.matrices = []
         for name, weight in matrices.items():
             m = Matrix(name, weight, weight)
-            if self.masked:
+            if self.prunes:
                 m.W = nn.Parameter(weight.detach().clone())
                 m.M = torch.ones_like(m.W, dtype=torch.bool)
                 m.ever_pruned = torch.zeros_like(m.W, dtype=torch.bool)
@@ -297,7 +298,7 @@ class Pruner:
     @torch.no_grad()
     def set_masks(self, t: int, training: bool = True) -> None:
         """Make the masks of step t, and put W' = W ⊙ M into the model."""
-        if not self.masked:
+        if not self.prunes:
             return
         dtype = self.dtype if training else torch.float32
         if self.method.ranked:
@@ -319,35 +320,36 @@ class Pruner:
     @torch.no_grad()
     def set_gradients(self, t: int) -> None:
         """Turn dL/dW', which the model's backward pass left, into gradients of W and of S."""
-        if not self.masked:
+        if not self.prunes:
             return
         for m in self.matrices:
-            dL_dW_masked, m.weight.grad = m.weight.grad.float(), None
-            dL_dS = self.method.score_gradient(m.W, dL_dW_masked, m.S, m.dM_dS)
+            dL_dW_prime, m.weight.grad = m.weight.grad.float(), None
+            dL_dS = self.method.score_gradient(m.W, dL_dW_prime, m.S, m.dM_dS)
             if self.method.learned:
                 m.S.grad = dL_dS
             # a pruned weight has no gradient of its own: dL/dW = dL/dW' ⊙ M
             if m.W.requires_grad:
-                m.W.grad = masked(dL_dW_masked, m.M)
+                m.W.grad = masked(dL_dW_prime, m.M)
         if self.method.penalised:
-            self.penalty = self.penalty_at(t)
+            self.penalty = self.next_penalty(t)
             self.add_penalty()
 
     @torch.enable_grad()
     def add_penalty(self) -> None:
-        """Minimise L + λ R(S), R(S) the mean over the matrices of each one's R."""
+        """What is minimised is L + λ R(S), R(S) the mean of the matrices' R: add λ dR/dS."""
         for m in self.matrices:
             R = self.method.penalty(m.S) / len(self.matrices)
             (self.penalty * R).backward()  # added to S.grad
 
-    def penalty_at(self, t: int) -> float:
+    def next_penalty(self, t: int) -> float:
+        """λ at step t; a search goes on by one step."""
         if self.search is not None:
             norm = nn.utils.get_total_norm([m.S.grad for m in self.matrices])
             task_rms = float(norm) / math.sqrt(sum(m.S.numel() for m in self.matrices))
             return self.search.update(t, self.scores(), task_rms)
         if self.method.tau_f:
             # the original code raises λ along with τ: λ(t) = λ τ(t) / τ_f
-            return self.fixed_penalty * (1 - self.schedule.remaining(t))
+            return self.fixed_penalty * (1 - self.schedule.cubic(t))
         return self.fixed_penalty
 
     # -- for a run that goes on after an interruption
@@ -355,7 +357,7 @@ class Pruner:
     def state_dict(self) -> dict:
         """All that later steps depend on (earlier ranks only save time)."""
         tensors = [{"W": m.W.detach(), "S": m.S, "M": m.M, "ever_pruned": m.ever_pruned}
-                   for m in self.matrices if self.masked]
+                   for m in self.matrices if self.prunes]
         return {"matrices": tensors, "penalty": self.penalty,
                 "search": self.search.state_dict() if self.search else None}
 
@@ -373,7 +375,7 @@ class Pruner:
 
     def density(self) -> float:
         """Share of the pruned matrices' entries with a non-zero mask."""
-        if not self.masked:
+        if not self.prunes:
             return 1.0
         kept = sum(int(torch.count_nonzero(m.M)) for m in self.matrices)
         return kept / sum(m.M.numel() for m in self.matrices)

@@ -2,7 +2,7 @@
 
     python train.py --task mnli --method movement       generated sample, small BERT
     python train.py --task mnli --method soft_movement --keep 0.03
-    python train.py --task squad --method magnitude --data DIR --model path/to/bert
+    python train.py --task sst2 --method magnitude --data download --model bert-base-uncased
     python train.py --task mnli --method movement --teacher runs/mnli-dense-s0
 
 Data flows one way: rows → features → batches → model (and masks) → loss → step → metrics → folder.
@@ -31,12 +31,6 @@ from support.files import RunError, UserError, run_main, write_json
 from support.penalty import PenaltySearch
 from support.tokenizer import load_tokenizer
 
-DESCRIPTION = """Fine-prune BERT (Sanh, Wolf, Rush 2020).
-
-  python train.py                                      movement pruning to 10 % on generated NLI
-  python train.py --task mnli --method soft_movement --keep 0.03
-  python train.py --task sst2 --method magnitude --data download --model bert-base-uncased"""
-
 # --------------------------------------------------------------------------------- settings
 
 
@@ -62,10 +56,10 @@ class Settings:
     task: str = flag("mnli", ", ".join(data.TASKS), "what",
                      choices=list(data.TASKS), metavar="TASK")
     method: str = flag("movement", ", ".join(masking.METHODS), **METHOD)
-    keep: float = flag(0.1, "share of the encoder's weights that remains, above 0 to 1",
+    keep: float = flag(0.1, "share of the pruned matrices' weights that remain, above 0 to 1",
                        type=cli.number(0, 1), metavar="V")
-    penalty: float | None = flag(None, "soft_movement, l0: a fixed λ instead of a search; paper: "
-                                 "its λ near --keep", metavar="λ")
+    penalty: float | None = flag(None, "soft_movement, l0: a fixed λ, or paper: its λ nearest to "
+                                 "--keep (default: search for λ)", metavar="λ")
     scope: str = flag("local", "local: rank scores matrix by matrix; global: all together",
                       **SCOPES)
 
@@ -79,7 +73,7 @@ class Settings:
     held_out: float | None = flag(None, "leave out this share of the training rows, and measure on "
                                   "it too", type=cli.number(0, 0.9), metavar="SHARE")
     max_length: int | None = flag(None, "longest input (default: the recipe)", **TOKENS)
-    doc_stride: int | None = flag(None, "squad: step from window to window (default: the recipe)",
+    doc_stride: int | None = flag(None, "squad: tokens from window to window (default: the recipe)",
                                   **TOKENS)
     teacher: str | None = flag(None, "learn from this fine-tuned model too (a run's folder)",
                                metavar="RUN")
@@ -101,18 +95,19 @@ class Settings:
     freeze: str | None = flag(None, "the matrices stay as pretrained; scores, biases, LayerNorms "
                               "and head learn", choices=["weights"], metavar="weights")
     train_embeddings: bool = flag(False, "they are frozen otherwise, as in the paper")
-    seed: int = flag(0, "of weights, masks and batches", type=cli.seed, metavar="N")
+    seed: int = flag(0, "of new weights, masks, dropout and row order",
+                     type=cli.seed, metavar="N")
 
     precision: str = flag("auto", "of matrix products: fp32, bf16, or auto, bf16 where it is fast",
                           "machine and output", **PRECISIONS)
     device: str = flag("auto", "cpu, cuda, mps, or auto, the fastest there is", **DEVICES)
     compile: bool = flag(False, "torch.compile the model (needs a compiler)")
     output: str | None = flag(None, "default runs/TASK-METHOD-KEEP-sSEED", metavar="DIR")
-    save_every: int = flag(500, "from checkpoint to checkpoint", type=cli.count, metavar="STEPS")
+    save_every: int = flag(500, "steps between checkpoints", type=cli.count, metavar="STEPS")
 
 
 def make_parser() -> cli.Parser:
-    p = cli.Parser(description=DESCRIPTION, usage="train.py [--task TASK] [--method METHOD] "
+    p = cli.Parser(description=__doc__, usage="train.py [--task TASK] [--method METHOD] "
                    "[--keep V] [more flags, all below]", add_help=False)
     for setting in fields(Settings):
         options = dict(setting.metadata)
@@ -219,8 +214,8 @@ def make_optimizer(model, pruner: masking.Pruner, settings: Settings) -> torch.o
     groups = [{"params": weights + others, "lr": settings.lr}]
     if pruner.scores():
         groups.append({"params": pruner.scores(), "lr": settings.score_lr})
-    # weight decay 0: decay moves weights and scores towards 0 without the loss asking for it, and
-    # soft movement and L0, which prune scores below 0, would take pruned weights back
+    # No weight decay: it moves weights and scores towards 0 unasked. In soft movement and L0 a
+    # score of 0 is far above `kept_above`, so pruned weights would come back.
     return torch.optim.AdamW(groups, weight_decay=0.0, eps=1e-8, fused=settings.device != "mps")
 
 
@@ -241,7 +236,7 @@ def train(model, pruner, optimizer, scheduler, features, settings, begin=0, teac
     """Fine-prune `model` in place, from step `begin` on.
 
     Yields step, loss and the groups' learning rates after every optimiser step.
-    RunError when the loss or its gradient is no longer a number.
+    RunError when the loss or its gradient is no longer finite.
     """
     T = settings.steps
     learned = [p for group in optimizer.param_groups for p in group["params"]]
@@ -309,11 +304,12 @@ def make_pruner(model, settings: Settings, schedule: masking.Schedule) -> maskin
         penalty = PenaltySearch(
             method, settings.keep, schedule,
             lambda t: settings.score_lr * rate(t, schedule.T, settings.warmup))
-    # in bf16, gradients can be neither added up over pieces of a batch nor averaged
-    once = settings.grad_accum == parallel.world() == 1
-    dtype = torch.bfloat16 if settings.precision == "bf16" and once else torch.float32
+    # gradients in bf16 lose too much when they are summed over pieces or averaged over processes
+    one_backward = settings.grad_accum == parallel.world() == 1
+    bf16 = settings.precision == "bf16" and one_backward
     pruner = masking.Pruner(masking.encoder_matrices(model), method, settings.keep, schedule,
-                            settings.scope, penalty, settings.seed, dtype)
+                            settings.scope, penalty, settings.seed,
+                            torch.bfloat16 if bf16 else torch.float32)
     for W in pruner.weights():
         W.requires_grad_(settings.freeze != "weights")
     return pruner
@@ -337,7 +333,7 @@ def save(folder: Path, prepared: Prepared, pruner: masking.Pruner) -> None:
         m.weight.data += 0.0  # W ⊙ M leaves −0.0 where W is negative; zeros should be one number
     bert.save(prepared.model, folder, prepared.task.output_names, prepared.tokenizer,
               prepared.model_folder)
-    matrices = pruner.matrices if pruner.masked else []
+    matrices = pruner.matrices if pruner.prunes else []
     checkpoints.save_pruning({bert.to_hf_name(m.name): m for m in matrices},
                              folder / "pruning.safetensors")
 
@@ -361,9 +357,9 @@ def main() -> None:
     settings = resolve(args)
     settings = replace(settings, device=parallel.start(settings.device))
     folder = checkpoints.choose_folder(settings, args.overwrite, args.resume)
-    if args.resume and checkpoints.is_finished(folder, asdict(settings)):
+    if args.resume and checkpoints.report_if_finished(folder, asdict(settings)):
         return
-    first = evaluate.to_make_first(settings, data.TASKS[settings.task])
+    first = evaluate.missing_inputs(settings, data.TASKS[settings.task])
     if args.dry_run and first:
         return report.say(report.preparations(first))
     prepared = prepare(settings)

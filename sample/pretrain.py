@@ -130,7 +130,7 @@ def masked_loss(model, batch: dict[str, torch.Tensor], tokenizer: Tokenizer) -> 
     ids, chosen = mask_tokens(batch["input_ids"], tokenizer)
     # each row's chosen tokens first, filled up with others to the largest number in a row, R
     R = int(chosen.sum(1).max())
-    positions = chosen.int().argsort(1, descending=True, stable=True)[:, :R]  # (B, R)
+    positions = chosen.int().argsort(dim=1, descending=True, stable=True)[:, :R]  # (B, R)
     hidden = model.bert(ids, batch["attention_mask"], batch["token_type_ids"], positions)
     chosen, targets = (x.gather(1, positions) for x in (chosen, batch["input_ids"]))  # (B, R)
     logits = model.predict(hidden[chosen])  # (chosen tokens, V)

@@ -102,7 +102,7 @@ def check_same(path: Path, before: dict, now: dict) -> None:
                         + "); give the same ones, or --overwrite")
 
 
-def is_finished(folder: Path, settings: dict) -> bool:
+def report_if_finished(folder: Path, settings: dict) -> bool:
     """Print the result of a run that is over; False if there is still something to do."""
     if not (folder / "metrics.json").exists():
         return False

@@ -135,7 +135,7 @@ def check_equal(pruner, t: int) -> None:
     if world() == 1 or t % CHECK_EVERY:
         return
     sums = [(int(torch.count_nonzero(m.M)), float(m.S.double().sum()) if m.S is not None else 0.0)
-            for m in pruner.matrices if pruner.masked]
+            for m in pruner.matrices if pruner.prunes]
     all_sums = [None] * world()
     dist.all_gather_object(all_sums, sums)
     for process, its_sums in enumerate(all_sums):

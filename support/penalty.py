@@ -26,7 +26,8 @@ class PenaltySearch:
         score_lr: step → the scores' learning rate, which says how far q can still travel.
     """
 
-    first_pull, gain, fastest = 0.5, 10.0, 0.06
+    first_pull = 0.5  # the penalty's gradient at q over the task's
+    gain, fastest = 10.0, 0.06  # corrections of log pull per ramp, and their limit at one step
     state = ("pull", "speed", "task_rms", "q", "first_speed", "wanted_speed")  # changes every step
 
     def __init__(self, method, v: float, schedule, score_lr: Callable[[int], float]):
@@ -78,6 +79,8 @@ class PenaltySearch:
         if lr > 0:
             self.adjust_pull(t, lr)
         n = sum(S.numel() for S in scores)
+        # pull = (λ R'(q) / n) / task_rms, solved for λ; R'(q) / n is the penalty's gradient of a
+        # score at q, as the mean over matrices and entries makes it on average
         return self.pull * self.task_rms * n / max(1e-6, self.slope())
 
     def adjust_pull(self, t: int, lr: float) -> None:

@@ -85,15 +85,16 @@ class TopK:
         return kth, low, high
 
     def aim(self, kth: float, low: float, high: float, held: int, n: int) -> None:
-        """Set the next bracket, where n scores are as dense as the `held` ones in [low, high]."""
+        """Set the next bracket: around where the k-th largest is heading, and as wide as
+        2 · half_width · n scores if they lie as densely as the `held` ones in [low, high]."""
         reach = self.half_width * n * (high - low) / max(1, held)
         ahead = kth + (0.0 if self.last is None else kth - self.last)
         self.last, self.bracket = kth, (ahead - reach, ahead + reach)
 
 
 def compare(flat: list, low: float, high: float) -> tuple[list, list, list]:
-    """Of each of the scores (n): bool (n), which are above `high`; the places of those in
-    [low, high]; and the values there."""
+    """For each array of scores (n): a bool mask (n) of those above `high`, the places of those in
+    [low, high], and their values."""
     masks = [x > high for x in flat]
     inside = [places((x >= low) ^ above) for x, above in zip(flat, masks)]
     return masks, inside, [x[where] for x, where in zip(flat, inside)]

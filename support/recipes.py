@@ -16,7 +16,7 @@ class Recipe:
     """Settings of a run. warmup, hold and cooldown are shares of all steps.
 
     penalties: pairs of the paper's λ and the share of weights that remained with it.
-    taught_penalties: the same for its runs with a teacher.
+    teacher_penalties: the same for its runs with a teacher.
     """
 
     epochs: float
@@ -29,7 +29,7 @@ class Recipe:
     cooldown: float
     doc_stride: int = 128
     penalties: tuple[tuple[float, float], ...] = ()
-    taught_penalties: tuple[tuple[float, float], ...] = ()
+    teacher_penalties: tuple[tuple[float, float], ...] = ()
 
 
 # The paper's settings, from its authors' result sheet; one warm-up is about one epoch. Its dense
@@ -43,9 +43,9 @@ PAPER = {
         "dense": replace(MNLI, epochs=3),
         "soft_movement": replace(
             MNLI, penalties=((200, 0.128), (300, 0.059), (400, 0.031)),
-            taught_penalties=((450, 0.095), (600, 0.060), (900, 0.028))),
+            teacher_penalties=((450, 0.095), (600, 0.060), (900, 0.028))),
         "l0": replace(MNLI, score_lr=1e-1, penalties=((50, 0.084), (100, 0.038)),
-                      taught_penalties=((100, 0.104), (300, 0.031))),
+                      teacher_penalties=((100, 0.104), (300, 0.031))),
         "": MNLI,
     },
     "qqp": {
@@ -53,19 +53,19 @@ PAPER = {
         "movement": QQP,
         "soft_movement": replace(
             QQP, penalties=((100, 0.131), (150, 0.076), (200, 0.049), (300, 0.027)),
-            taught_penalties=((200, 0.109), (300, 0.071), (600, 0.032))),
+            teacher_penalties=((200, 0.109), (300, 0.071), (600, 0.032))),
         "l0": replace(QQP_FAST, penalties=((75, 0.081), (150, 0.026)),
-                      taught_penalties=((150, 0.091), (300, 0.035))),
+                      teacher_penalties=((150, 0.091), (300, 0.035))),
         "": replace(QQP, lr=3e-5),  # magnitude: the sheet says both 3e-5 and 3e-6
     },
     "squad": {
         "dense": replace(SQUAD, epochs=3),
         "soft_movement": replace(
             SQUAD, penalties=((500, 0.139), (800, 0.071), (1100, 0.040), (1400, 0.026)),
-            taught_penalties=((500, 0.127), (800, 0.084), (1100, 0.062), (2000, 0.031))),
+            teacher_penalties=((500, 0.127), (800, 0.084), (1100, 0.062), (2000, 0.031))),
         "l0": replace(SQUAD, score_lr=1e-1, cooldown=0.098,
                       penalties=((175, 0.098), (600, 0.029)),
-                      taught_penalties=((400, 0.090), (1200, 0.031))),
+                      teacher_penalties=((400, 0.090), (1200, 0.031))),
         "": SQUAD,
     },
 }
@@ -85,14 +85,14 @@ def recipe_for(task: str, method: str, small: bool) -> Recipe:
     # the paper has three tasks; the others take MNLI's settings, except its λ
     by_method = PAPER.get(task, PAPER["mnli"])
     recipe = by_method.get(method, by_method[""])
-    return recipe if task in PAPER else replace(recipe, penalties=(), taught_penalties=())
+    return recipe if task in PAPER else replace(recipe, penalties=(), teacher_penalties=())
 
 
-def choose_penalty(asked: str | None, recipe: Recipe, keep: float, taught: bool,
+def choose_penalty(asked: str | None, recipe: Recipe, keep: float, with_teacher: bool,
                    penalised: bool) -> float | None:
     """The fixed λ that --penalty asks for, a number or "paper"; None where it gives none.
 
-    keep, taught: which of the paper's λ is meant; penalised: does the method have a penalty?
+    keep, with_teacher: which of the paper's λ is meant; penalised: does the method have a penalty?
     """
     if asked is None:
         return None
@@ -103,7 +103,7 @@ def choose_penalty(asked: str | None, recipe: Recipe, keep: float, taught: bool,
             return cli.number(0, math.inf, open_low=False)(asked)
         except ArgumentTypeError:
             raise UserError(f"--penalty {asked}: a number of at least 0, or paper") from None
-    known = recipe.taught_penalties if taught else recipe.penalties
+    known = recipe.teacher_penalties if with_teacher else recipe.penalties
     if not known:
         raise UserError("--penalty paper: the paper has no λ for this task and model; give a "
                         "number, or --keep alone")

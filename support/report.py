@@ -31,9 +31,9 @@ def sizes(model, pruner) -> dict:
     }
 
 
-def is_on_target(pruner, settings, density: float) -> bool:
+def check_target(pruner, settings, density: float) -> bool:
     """Did a run with --keep end within 0.005 of it (0.002 below 0.05)?"""
-    if not pruner.masked or settings.penalty is not None:
+    if not pruner.prunes or settings.penalty is not None:
         return True
     tolerance = 0.002 if settings.keep < 0.05 else 0.005
     if abs(density - settings.keep) <= tolerance:
@@ -68,7 +68,7 @@ def summary(settings, prepared, pruner, metrics: dict, collapsed: bool, run) -> 
         "scope": settings.scope if pruner.method.ranked else "global",
         "keep": settings.keep if settings.penalty is None else None, **size,
         "penalty": pruner.penalty if pruner.method.penalised else None,
-        "on_target": is_on_target(pruner, settings, size["density"]), "collapsed": collapsed,
+        "on_target": check_target(pruner, settings, size["density"]), "collapsed": collapsed,
         "metrics": {name: value for name, value in metrics.items() if name not in held_out},
         "held_out_metrics": {name.removesuffix("_held_out"): metrics[name] for name in held_out},
         "train_rows": len(prepared.rows), "train_inputs": len(prepared.features),
@@ -89,7 +89,7 @@ def aim(settings, pruner) -> str:
     elif pruner.method.penalised:
         text = f"keep {settings.keep:g} of the weights, λ found while training"
     else:
-        text = f"keep {settings.keep:g} of the weights" if pruner.masked else "all weights stay"
+        text = f"keep {settings.keep:g} of the weights" if pruner.prunes else "all weights stay"
     if pruner.method.ranked:
         text += f", {settings.scope} ranks"
     if settings.freeze:
@@ -215,7 +215,7 @@ def estimate(settings, features, model, pruner) -> str:
     longest = int(features.lengths.max())
     piece = settings.batch_size / settings.grad_accum * longest
     fixed = 4 * sum(p.numel() for p in model.parameters()) + 12 * trained  # gradient, Adam's two
-    fixed += 16 * scores + (8 * entries if pruner.masked else 0)  # S and the same; W' and M
+    fixed += 16 * scores + (8 * entries if pruner.prunes else 0)  # S and the same; W' and M
     # what the backward pass needs per token and layer: about 20 vectors of the model's width, and
     # the attention's weights and dropout mask
     activations = piece * c.num_hidden_layers * (

@@ -204,7 +204,7 @@ def test_settings_of_a_run(run):
 
 def test_results_of_a_run(run, monkeypatch):
     monkeypatch.setattr(checkpoints, "say", str)  # run_main makes a terminal take any text
-    attack(run.folder / "metrics.json", lambda: checkpoints.is_finished(run.folder, {}), 200)
+    attack(run.folder / "metrics.json", lambda: checkpoints.report_if_finished(run.folder, {}), 200)
 
 
 def test_compact_files(run):

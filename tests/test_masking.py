@@ -235,9 +235,9 @@ def test_penalty_gradient_is_added_with_means_over_entries_and_matrices(method):
 def test_soft_movements_penalty_rises_with_tau():
     _, pruner = attach(torch.randn(4, 4), SoftMovement(), schedule=Schedule(100, 10, 20),
                        penalty=300.0)
-    assert pruner.penalty_at(5) == 0.0
-    assert pruner.penalty_at(45) == pytest.approx(300 * (1 - 0.5**3))
-    assert pruner.penalty_at(80) == 300.0
+    assert pruner.next_penalty(5) == 0.0
+    assert pruner.next_penalty(45) == pytest.approx(300 * (1 - 0.5**3))
+    assert pruner.next_penalty(80) == 300.0
 
 
 def test_equation_3_scores_add_up_the_movements():
@@ -402,8 +402,8 @@ def test_a_method_of_ones_own_in_ten_lines():
         def scores(self, W, S):
             return W.abs() * S
 
-        def score_gradient(self, W, dL_dW_masked, S, dM_dS):
-            S.mul_(0.5).add_(0.5 * dL_dW_masked.abs())
+        def score_gradient(self, W, dL_dW_prime, S, dM_dS):
+            S.mul_(0.5).add_(0.5 * dL_dW_prime.abs())
 
     model, pruner = attach(torch.ones(2, 2), Sensitivity())
     for t in (1, 2):
