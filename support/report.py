@@ -49,17 +49,18 @@ def is_on_target(pruner, settings, density: float) -> bool:
     return False
 
 
-def warn_of_one_class(labels: tuple[str, ...], predictions: dict) -> None:
-    """A run that lost its task predicts one class. `predictions`: split → class numbers (rows,)."""
-    if labels and len(set().union(*predictions.values())) == 1:
-        say("WARNING: every row got the same class, so the model no longer tells rows apart; a "
-            "lower --lr or a higher --hold, so that pruning begins later, may prevent that")
+def summary(settings, prepared, pruner, metrics: dict, collapsed: bool, run) -> dict:
+    """The contents of metrics.json. `prepared`: train.Prepared, `run`: checkpoints.Run.
 
-
-def summary(settings, prepared, pruner, metrics: dict, run) -> dict:
-    """The contents of metrics.json. `prepared`: train.Prepared, `run`: checkpoints.Run."""
+    metrics: by name, those of --held-out with a name that ends in _held_out.
+    """
+    if collapsed:
+        say("WARNING: the task is lost: the model does no better than one that has not read the "
+            "text. A lower --lr, more --steps or a higher --hold, so that pruning begins later and "
+            "goes slower, may prevent that")
     size = sizes(prepared.model, pruner)
     named = settings.data in ("sample", "download")
+    held_out = {name for name in metrics if name.endswith("_held_out")}
     return {
         "task": settings.task,
         "data": settings.data if named else Path(settings.data).resolve().name,
@@ -67,9 +68,11 @@ def summary(settings, prepared, pruner, metrics: dict, run) -> dict:
         "scope": settings.scope if pruner.method.ranked else "global",
         "keep": settings.keep if settings.penalty is None else None, **size,
         "penalty": pruner.penalty if pruner.method.penalised else None,
-        "on_target": is_on_target(pruner, settings, size["density"]), "metrics": metrics,
+        "on_target": is_on_target(pruner, settings, size["density"]), "collapsed": collapsed,
+        "metrics": {name: value for name, value in metrics.items() if name not in held_out},
+        "held_out_metrics": {name.removesuffix("_held_out"): metrics[name] for name in held_out},
         "train_rows": len(prepared.rows), "train_inputs": len(prepared.features),
-        "eval_rows": sum(len(rows) for rows, _ in prepared.evaluated.values()),
+        "eval_rows": sum(len(prepared.evaluated[split][0]) for split in prepared.task.dev),
         "steps": settings.steps, "train_seconds": run.seconds, "seed": settings.seed,
         "teacher": settings.teacher, "freeze": settings.freeze, "precision": settings.precision,
         "start_fingerprint": run.start,  # of the matrices before training
@@ -104,11 +107,11 @@ def source(data: str) -> str:
             "download": "official files"}.get(data, data)
 
 
-def evaluation_rows(settings, evaluated: dict) -> str:
+def evaluation_rows(evaluated: dict) -> str:
     """How many rows of each split are evaluated on. `evaluated`: split → (rows, features)."""
     counts = " + ".join(f"{len(rows):,}{split.replace('_', ' ')}"
                         for split, (rows, _) in evaluated.items())
-    return f"{counts} evaluation rows" + " held out of training" * bool(settings.held_out)
+    return f"{counts} evaluation rows"
 
 
 def plan(pruner, keep: float) -> str:
@@ -152,7 +155,7 @@ def describe(settings, prepared, pruner, folder: Path, weights: str, why: str) -
     lines = {
         "task": f"{settings.task} · {kind}",
         "data": f"{source(settings.data)} · {len(rows):,} training rows{windows} · "
-                f"{evaluation_rows(settings, prepared.evaluated)}",
+                f"{evaluation_rows(prepared.evaluated)}",
         "model": f"{settings.model} · {parameters / 1e6:.1f} M parameters, {entries / 1e6:.1f} M "
                  f"of them in {len(pruner.matrices)} matrices to prune{weights}",
         "new": ", ".join(prepared.fresh) + " (randomly initialised)" if prepared.fresh
@@ -170,7 +173,9 @@ def describe(settings, prepared, pruner, folder: Path, weights: str, why: str) -
 
 def result(metrics: dict, folder: Path) -> str:
     """The table at the end of a run, and what to do next; `metrics`: its metrics.json."""
-    values = metrics["metrics"] | {"density": metrics["density"]}
+    held_out = {f"{name}_held_out": value
+                for name, value in metrics.get("held_out_metrics", {}).items()}
+    values = metrics["metrics"] | held_out | {"density": metrics["density"]}
     width = max(map(len, values))
     table = "\n".join(f"  {name:{width}}  {value:8.4g}" for name, value in values.items())
     return (f"{table}\n  {metrics['nonzero_parameters']:,} non-zero parameters in the encoder's "

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from dataclasses import replace
 
 import numpy as np
@@ -15,8 +16,8 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 import data
+import evaluate
 import train
-from support import report
 
 TINY = ("--model", "untrained:1x32", "--max-train-rows", 320, "--max-eval-rows", 40,
         "--steps", 40, "--max-length", 32)
@@ -285,12 +286,32 @@ def test_scores_have_a_group_of_their_own_without_decay():
     assert not {id(m.W) for m in pruner.matrices} & {id(p) for p in weights["params"]}
 
 
-def test_one_class_for_all_rows_is_told(capsys):
-    def told(task, **splits):
-        predictions = {split: np.array(classes) for split, classes in splits.items()}
-        report.warn_of_one_class(data.TASKS[task].labels, predictions)
-        return "every row got the same class" in capsys.readouterr().out
+def test_a_lost_task_is_recognised():
+    """One class for all rows, or an accuracy no better than that: 2 errors of 400 rows are 5 %."""
+    labels = np.repeat([0, 1], 200)
 
-    assert told("mnli", matched=[1, 1, 1], mismatched=[1, 1])
-    assert not told("mnli", matched=[1, 1, 1], mismatched=[2, 2])
-    assert not told("stsb", all=[2.5, 2.5]) and not told("squad", all=[1, 1])
+    def collapsed(task, predictions, labels=labels, **metrics):
+        features = Namespace(labels=labels)
+        splits = data.TASKS[task].dev
+        return evaluate.has_collapsed(
+            data.TASKS[task], dict.fromkeys(splits, (None, features)), metrics,
+            dict.fromkeys(splits, np.asarray(predictions)))
+
+    right_in_54, right_in_56 = (np.concatenate([labels[:n], 1 - labels[n:]]) for n in (216, 224))
+    assert collapsed("sst2", np.ones(400)) and collapsed("sst2", right_in_54)
+    assert not collapsed("sst2", right_in_56)
+    assert collapsed("mrpc", np.ones(400), labels=np.repeat([1, 0], [399, 1]))  # 99.75 % right
+    assert collapsed("squad", [], f1=14.9) and not collapsed("squad", [], f1=15.1)
+    assert not collapsed("stsb", np.full(400, 2.5))
+
+
+def test_a_held_out_share_is_measured_beside_the_evaluation_rows(command, tmp_path):
+    done = command("train.py", "--task", "sst2", *TINY, "--max-train-rows", 200, "--held-out", 0.1,
+                   "--max-eval-rows", 50, "--output", tmp_path / "r")
+    assert done.returncode == 0, done.stderr
+    metrics = metrics_of(tmp_path / "r")
+    assert set(metrics["metrics"]) == set(metrics["held_out_metrics"]) == {"accuracy"}
+    assert (metrics["train_rows"], metrics["eval_rows"]) == (200, 50)
+    assert "50 + 50 held out evaluation rows" in done.stdout and "accuracy_held_out" in done.stdout
+    assert type(metrics["collapsed"]) is bool
+    assert metrics["collapsed"] == ("WARNING: the task is lost" in done.stdout)

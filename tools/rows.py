@@ -20,10 +20,12 @@ METRICS = ("accuracy_matched", "accuracy_mismatched", "accuracy", "f1", "exact_m
 COLUMNS = (
     "task", "data", "model", "method", "scope", "keep", "penalty", "penalty_found", "density",
     "encoder_density", "nonzero_parameters", "nonzero_parameters_total", "total_parameters",
-    "on_target", *METRICS, "lr", "score_lr", "epochs", "steps", "batch_size", "max_length",
-    "warmup", "hold", "cooldown", "train_rows", "eval_rows", "teacher", "freeze", "held_out",
-    "seed", "train_seconds", "precision", "git", "command", "machine", "threads",
-    "torch", "python", "date", "key")
+    "on_target", "collapsed", *METRICS,
+    *(f"held_out_{name}" for name in METRICS[2:]),
+    "lr", "score_lr", "epochs", "steps", "batch_size", "max_length", "warmup", "hold", "cooldown",
+    "train_rows", "eval_rows", "teacher", "freeze", "held_out", "seed",
+    "train_seconds", "precision", "git", "command", "machine", "threads", "torch",
+    "python", "date", "key")
 # for people to read, in the order of tables and legends
 METHOD_NAMES = {"dense": "dense", "random": "random", "magnitude": "magnitude", "l0": "L0",
                 "movement": "movement", "soft_movement": "soft movement"}
@@ -88,7 +90,9 @@ def row_of(folder: Path, words: list[str], key: str) -> dict[str, str]:
     """The row of a finished run; `words` are train.py's arguments."""
     metrics, run = (read_json(folder / f"{name}.json") for name in ("metrics", "run"))
     learned = masking.METHODS[metrics["method"]].learned
-    values = origin(run["device"]) | run | metrics | metrics["metrics"] | {
+    held_out = {f"held_out_{name}": value
+                for name, value in metrics.get("held_out_metrics", {}).items()}
+    values = origin(run["device"]) | run | metrics | metrics["metrics"] | held_out | {
         "score_lr": run["score_lr"] if learned else None,
         "model": place(metrics["model"]), "teacher": place(run["teacher"]),
         "keep": metrics["keep"] if run["penalty"] is None else None,
