@@ -196,10 +196,11 @@ def loss_and_gradients(model, features: data.Features, index: np.ndarray, settin
 
     Leaves dL/dW' in the model's weights, averaged over the processes.
     """
-    loss = 0.0
-    for rows, weight in parallel.pieces_of(index, settings.grad_accum):
-        L = batch_loss(model, features, rows, settings, teacher) * weight
-        L.backward()
+    loss, pieces = 0.0, parallel.pieces_of(index, settings.grad_accum)
+    for i, (rows, weight) in enumerate(pieces, 1):
+        with parallel.averaging(model, i == len(pieces)):
+            L = batch_loss(model, features, rows, settings, teacher) * weight
+            L.backward()
         loss += L.item()
     return parallel.mean(loss)
 

@@ -6,6 +6,7 @@ everywhere. Without torchrun there is one process, and none of this does anythin
 """
 
 import os
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -92,13 +93,17 @@ def wrap(model: torch.nn.Module) -> torch.nn.Module:
     return DistributedDataParallel(model) if world() > 1 else model
 
 
+def averaging(model: torch.nn.Module, wanted: bool):
+    """A context in which a backward pass averages gradients over the processes, or only adds them
+    up: one averaging per batch is enough."""
+    return nullcontext() if wanted or world() == 1 else model.no_sync()
+
+
 def pieces_of(batch: np.ndarray, grad_accum: int) -> list[tuple[np.ndarray, float]]:
     """This process's share of a batch of row numbers, in pieces, each with its weight.
 
     The weights are such that, averaged over the processes, the sum of weight × mean loss of a
-    piece is the mean loss of the whole batch. Every process has the same number of pieces, since
-    gradients are averaged after each: `grad_accum`, or fewer if the smallest share has fewer rows.
-    A process without a row takes one with weight 0.
+    piece is the mean loss of the whole batch. A process without a row takes one with weight 0.
     """
     rows = np.array_split(batch, world())[rank()]
     if not len(rows):

@@ -87,8 +87,7 @@ def test_a_gpu_of_ones_own_is_no_other_setting(tmp_path):
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 11, 21, 32])
-def test_every_process_goes_through_as_many_pieces(rows, monkeypatch):
-    """Gradients are averaged after each piece: one process with more would wait for ever."""
+def test_the_pieces_of_all_processes_make_up_the_batch(rows, monkeypatch):
     batch = np.arange(rows)
     for world in (1, 2, 3):
         monkeypatch.setenv("WORLD_SIZE", str(world))
