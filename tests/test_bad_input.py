@@ -48,7 +48,7 @@ ROWS = {  # task, change, what is said
                     "dev-v1.1.json:1: broken JSON"),
     "an empty JSON": ("squad", put("data/SQuAD/dev-v1.1.json", ""), "json:1: broken JSON"),
     "JSON, not UTF-8": ("squad", put("data/SQuAD/dev-v1.1.json", b'{"data": "\xe9"}'),
-                        "dev-v1.1.json: not UTF-8"),
+                        "dev-v1.1.json:1: not UTF-8"),
     "another JSON": ("squad", put("data/SQuAD/dev-v1.1.json", {"rows": []}), "no 'data'"),
     "no questions": ("squad", put("data/SQuAD/dev-v1.1.json", {"data": []}), "no questions"),
     "negative start": ("squad", put("data/SQuAD/train-v1.1.json", squad(answer_start=-1)),
