@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from support.dropout import dropout
 from support.files import UserError, read_json, write_atomically, write_json
+from support.noise import dropout
 
 ACTIVATIONS = {
     "gelu": F.gelu,

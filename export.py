@@ -7,7 +7,7 @@
     python export.py RUN --csv FILE                   sizes, and the metrics of each kind of values
 
 RUN/export holds config.json, model.safetensors, the tokenizer's files, run.json (evaluate.py reads
-the task from it) and the small file, model.safetensors.xz. It is a safetensors file compressed by
+the task from it) and the small file, compact.safetensors.xz. It is a safetensors file compressed by
 xz, so `xz -dc` opens it, but its tensors are not those of model.safetensors. Under Hugging Face's
 names it holds
 
@@ -34,7 +34,7 @@ import evaluate
 import masking
 from support import cli, files
 
-COMPACT = "model.safetensors.xz"
+COMPACT = "compact.safetensors.xz"
 VALUES = {"float32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 # No sequences repeat here, so a larger dictionary only costs time. What LZMA's adaptive arithmetic
 # coder can use is how often each byte occurs. In a float32 that depends on the byte's place in

@@ -20,10 +20,10 @@ So masks cost nothing inside the model, and the model knows nothing of them.
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from support.noise import uniform_noise
 from support.penalty import PenaltySearch
 from support.ranks import TopK
 
@@ -75,8 +75,8 @@ def top_v_by_sorting(scores: list[Tensor], v: float) -> list[Tensor]:
 def top_v(scores: list[Tensor], v: float, ranks: TopK | None = None) -> list[Tensor]:
     """The same, faster: bool masks of the round(v·n) largest of the n scores of all tensors.
 
-    Exact under ties: a fixed hash scatters the entries that are kept among equal scores, so that
-    rows and columns do not empty in clumps. `ranks` remembers earlier answers, to save time.
+    Of equal scores, a fixed hash scatters those that are kept, so that rows and columns do not
+    empty in clumps. `ranks` remembers earlier answers, to save time.
     """
     n = sum(S.numel() for S in scores)
     k = round(v * n)
@@ -85,12 +85,11 @@ def top_v(scores: list[Tensor], v: float, ranks: TopK | None = None) -> list[Ten
     return (ranks or TopK()).masks(scores, k)
 
 
-def masked_product(W: Tensor, M: Tensor, out: Tensor) -> None:
-    """out = W ⊙ M, for masks of numbers or of booleans."""
+def masked(W: Tensor, M: Tensor) -> Tensor:
+    """W ⊙ M, for masks of numbers or of booleans."""
     if M.dtype == torch.bool and W.device.type == "cpu":  # numpy takes a third of torch's time
-        np.multiply(W.detach().numpy(), M.numpy(), out=out.detach().numpy())
-    else:
-        torch.mul(W, M, out=out)
+        return torch.from_numpy(W.detach().numpy() * M.numpy())
+    return W * M
 
 
 # ---------------------------------------------------------------------------- the methods
@@ -167,8 +166,7 @@ class SoftMovement(Movement):
     """§4: M = (S > τ) with one τ for all matrices, and λ R(S), R = Σ σ(S), added to the loss.
 
     As in the original code, τ is compared with σ(S), R averages instead of summing (so that the
-    published λ apply), and at least 0.5 % of every matrix stay.
-    """
+    published λ apply), and at least 0.5 % of every matrix stay."""
 
     ranked, penalised = False, True
     tau_f = 0.1
@@ -188,10 +186,8 @@ class SoftMovement(Movement):
 
 class L0(Method):
     """L0 regularisation (Louizos, Welling, Kingma 2017, arXiv 1712.01312): M is a random hard
-    concrete gate, S its log α.
-
-    b is a temperature; (l, r) the stretch beyond [0, 1], which makes exact zeros and ones likely.
-    """
+    concrete gate, S its log α, b its temperature; it is stretched to (l, r), beyond [0, 1], which
+    makes exact zeros and ones likely."""
 
     ranked, learned, penalised = False, True, True
     initial_score = 2.197  # σ(2.197) = 0.9: nearly all gates are open
@@ -238,16 +234,6 @@ METHODS = {
 # ------------------------------------------------------------------------------ the Pruner
 
 
-def uniform_noise(seed: int, t: int, device: torch.device):
-    """A function shape → numbers in [0, 1) that depend on seed and step t alone, so that they are
-    the same on every process and after a resume."""
-    if device.type == "cpu":  # numpy draws in two thirds of torch's time
-        draw = np.random.Generator(np.random.PCG64([seed, t])).random
-        return lambda shape: torch.from_numpy(draw(shape, dtype=np.float32))
-    generator = torch.Generator(device).manual_seed(seed * 2**31 + t)
-    return lambda shape: torch.rand(shape, generator=generator, device=device)
-
-
 @dataclass
 class Matrix:
     """One pruned matrix; all tensors have its shape. `weight` is the model's own tensor."""
@@ -271,12 +257,15 @@ class Pruner:
         schedule: when, in optimiser steps.
         scope: "local" ranks each matrix by itself, "global" all together (ranked methods).
         penalty: a fixed λ, or a PenaltySearch that finds the λ for `keep`.
+        dtype: of W' while training; bfloat16 saves casts where the model's products are in it.
     """
 
     def __init__(self, matrices: dict[str, nn.Parameter], method: Method, keep: float,
                  schedule: Schedule, scope: str = "local",
-                 penalty: float | PenaltySearch = 0.0, seed: int = 0):
+                 penalty: float | PenaltySearch = 0.0, seed: int = 0,
+                 dtype: torch.dtype = torch.float32):
         self.method, self.keep, self.schedule, self.seed = method, keep, schedule, seed
+        self.dtype = dtype
         self.search = penalty if isinstance(penalty, PenaltySearch) else None
         self.fixed_penalty = penalty if self.search is None else None
         self.penalty = 0.0  # λ at the last step
@@ -307,9 +296,10 @@ class Pruner:
 
     @torch.no_grad()
     def set_masks(self, t: int, training: bool = True) -> None:
-        """Make the masks of step t, and write W' = W ⊙ M into the model."""
+        """Make the masks of step t, and put W' = W ⊙ M into the model."""
         if not self.masked:
             return
+        dtype = self.dtype if training else torch.float32
         if self.method.ranked:
             v = self.schedule.keep(t, self.keep)
             for group, ranks in self.groups:
@@ -323,7 +313,7 @@ class Pruner:
                 m.M, m.dM_dS = self.method.mask(m.S, tau, draw)
         for m in self.matrices:
             # a = (W ⊙ M) x: the model only ever sees the product
-            masked_product(m.W, m.M, out=m.weight.data)
+            m.weight.data = masked(m.W, m.M).to(dtype)
             m.ever_pruned |= ~m.M.bool()
 
     @torch.no_grad()
@@ -332,13 +322,13 @@ class Pruner:
         if not self.masked:
             return
         for m in self.matrices:
-            dL_dW_masked, m.weight.grad = m.weight.grad, None
+            dL_dW_masked, m.weight.grad = m.weight.grad.float(), None
             dL_dS = self.method.score_gradient(m.W, dL_dW_masked, m.S, m.dM_dS)
             if self.method.learned:
                 m.S.grad = dL_dS
             # a pruned weight has no gradient of its own: dL/dW = dL/dW' ⊙ M
-            masked_product(dL_dW_masked, m.M, out=dL_dW_masked)
-            m.W.grad = dL_dW_masked
+            if m.W.requires_grad:
+                m.W.grad = masked(dL_dW_masked, m.M)
         if self.method.penalised:
             self.penalty = self.penalty_at(t)
             self.add_penalty()
@@ -351,7 +341,6 @@ class Pruner:
             (self.penalty * R).backward()  # added to S.grad
 
     def penalty_at(self, t: int) -> float:
-        """λ at step t."""
         if self.search is not None:
             norm = nn.utils.get_total_norm([m.S.grad for m in self.matrices])
             task_rms = float(norm) / math.sqrt(sum(m.S.numel() for m in self.matrices))

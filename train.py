@@ -52,13 +52,12 @@ METHOD = {"choices": list(masking.METHODS), "metavar": "METHOD"}
 SCOPES = {"choices": ["local", "global"], "metavar": "SCOPE"}
 DEVICES = {"choices": ["auto", "cpu", "cuda", "mps"], "metavar": "NAME"}
 PRECISIONS = {"choices": ["auto", "fp32", "bf16"], "metavar": "KIND"}
-SEED = {"type": cli.number(0, 2**32 - 1, int, open_low=False), "metavar": "N"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Every setting of a run, each with its flag. Where None is the default, the recipe, the data
-    or the machine decides: see `resolve` and `complete`."""
+    """Every setting of a run, each with its flag; the recipe or the data decides where it is None.
+    """
 
     task: str = flag("mnli", ", ".join(data.TASKS), "what",
                      choices=list(data.TASKS), metavar="TASK")
@@ -102,7 +101,7 @@ class Settings:
     freeze: str | None = flag(None, "the matrices stay as pretrained; scores, biases, LayerNorms "
                               "and head learn", choices=["weights"], metavar="weights")
     train_embeddings: bool = flag(False, "they are frozen otherwise, as in the paper")
-    seed: int = flag(0, "of weights, masks and batches", **SEED)
+    seed: int = flag(0, "of weights, masks and batches", type=cli.seed, metavar="N")
 
     precision: str = flag("auto", "of matrix products: fp32, bf16, or auto, bf16 where it is fast",
                           "machine and output", **PRECISIONS)
@@ -215,7 +214,7 @@ def make_optimizer(model, pruner: masking.Pruner, settings: Settings) -> torch.o
     """Two groups: all weights that train, and the scores at a rate of their own."""
     pruned = {id(m.weight) for m in pruner.matrices}
     others = [p for p in model.parameters() if p.requires_grad and id(p) not in pruned]
-    weights = [] if settings.freeze == "weights" else pruner.weights()
+    weights = [W for W in pruner.weights() if W.requires_grad]
     groups = [{"params": weights + others, "lr": settings.lr}]
     if pruner.scores():
         groups.append({"params": pruner.scores(), "lr": settings.score_lr})
@@ -309,8 +308,14 @@ def make_pruner(model, settings: Settings, schedule: masking.Schedule) -> maskin
         penalty = PenaltySearch(
             method, settings.keep, schedule,
             lambda t: settings.score_lr * rate(t, schedule.T, settings.warmup))
-    return masking.Pruner(masking.encoder_matrices(model), method, settings.keep, schedule,
-                          settings.scope, penalty, settings.seed)
+    # in bf16, gradients can be neither added up over pieces of a batch nor averaged
+    once = settings.grad_accum == parallel.world() == 1
+    dtype = torch.bfloat16 if settings.precision == "bf16" and once else torch.float32
+    pruner = masking.Pruner(masking.encoder_matrices(model), method, settings.keep, schedule,
+                            settings.scope, penalty, settings.seed, dtype)
+    for W in pruner.weights():
+        W.requires_grad_(settings.freeze != "weights")
+    return pruner
 
 
 def teacher_outputs(settings: Settings, prepared: Prepared) -> list[np.ndarray] | None:
@@ -359,8 +364,7 @@ def main() -> None:
         return
     first = evaluate.to_make_first(settings, data.TASKS[settings.task])
     if args.dry_run and first:
-        return report.say(f"dry run   a run would first {', then '.join(first)}; after that, a dry "
-                          "run says what the run itself would do. Nothing was made")
+        return report.say(report.preparations(first))
     prepared = prepare(settings)
     schedule = make_schedule(settings, len(prepared.features))
     precision, why = parallel.choose_precision(

@@ -86,3 +86,4 @@ def number(low: float, high: float, kind=float, open_low: bool = True):
 positive = number(0, float("inf"))
 count = number(1, 1e9, int, open_low=False)
 share = number(0, 1, open_low=False)
+seed = number(0, 2**32 - 1, int, open_low=False)

@@ -17,6 +17,9 @@ from support.files import RunError, UserError
 # oneDNN keeps a program for each shape it has met: with batches of all lengths, hundreds. It reads
 # this at its first product, so it must be set before there is any model.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+# Adam's moments of pruned weights decay to denormal numbers, on which a CPU is slow. Threads take
+# this setting from the thread that starts them, so it too must come first.
+torch.set_flush_denormal(True)
 
 CHECK_EVERY = 100  # steps
 

@@ -10,22 +10,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
-def compare(x: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
-    """x (n) → which entries are above `high`, bool (n), and the places of those in [low, high]."""
-    if x.device.type == "cpu":  # numpy compares and counts in a fifth of torch's time
-        values = x.numpy()
-        above = values > high
-        return torch.from_numpy(above), torch.from_numpy(np.flatnonzero((values >= low) ^ above))
-    above = x > high
-    return above, ((x >= low) ^ above).nonzero().flatten()
+# On a CPU, scores are numpy arrays here: numpy compares, counts and indexes in a fifth of torch's
+# time. On a GPU they stay tensors. Where the two differ in their names, one of these chooses.
 
 
-def order_statistics(x: Tensor, places: list[int]) -> list[float]:
-    """The values at `places` of x (n) in ascending order; on a CPU by selection, not sorting."""
-    if x.device.type == "cpu":
-        return np.partition(x.numpy(), places)[places].tolist()
-    return x.sort().values[places].tolist()
+def flatten(S: Tensor) -> np.ndarray | Tensor:
+    return S.detach().numpy().ravel() if S.device.type == "cpu" else S.detach().flatten()
+
+
+def join(parts: list) -> np.ndarray | Tensor:
+    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else torch.cat(parts)
+
+
+def count(mask) -> int:
+    return np.count_nonzero(mask) if isinstance(mask, np.ndarray) else int(mask.sum())
+
+
+def places(mask) -> np.ndarray | Tensor:
+    return np.flatnonzero(mask) if isinstance(mask, np.ndarray) else mask.nonzero().flatten()
+
+
+def order_statistics(x, at: list[int]) -> list[float]:
+    """The values at these places of x (n) in ascending order; on a CPU by selection, not sorting.
+    """
+    return (np.partition(x, at) if isinstance(x, np.ndarray) else x.sort().values)[at].tolist()
 
 
 class TopK:
@@ -48,21 +56,23 @@ class TopK:
         Among scores equal to the k-th largest a hash of the positions chooses: the same ones every
         time, spread over rows and columns.
         """
-        flat = [S.detach().flatten() for S in scores]
-        parts = [compare(x, *self.bracket) for x in flat]
-        candidates = torch.cat([x[inside] for x, (_, inside) in zip(flat, parts)])
-        above = sum(int(torch.count_nonzero(mask)) for mask, _ in parts)
+        flat = [flatten(S) for S in scores]
+        masks, inside, values = compare(flat, *self.bracket)
+        candidates, above = join(values), sum(map(count, masks))
         if above < k <= above + len(candidates):
             self.half_width = max(self.narrowest, 0.93 * self.half_width)
             [kth] = order_statistics(candidates, [above + len(candidates) - k])
             self.aim(kth, *self.bracket, len(candidates), sum(map(len, flat)))
         else:
-            kth, low, high = self.search_all(torch.cat(flat), k)
-            parts = [compare(x, low, high) for x in flat]
-        for x, (mask, inside) in zip(flat, parts):
-            mask[inside] = x[inside] >= kth
-        drop_ties(flat, parts, kth, k)
-        return [mask.view(S.shape) for S, (mask, _) in zip(scores, parts)]
+            kth, low, high = self.search_all(join(flat), k)
+            masks, inside, values = compare(flat, low, high)
+            candidates, above = join(values), sum(map(count, masks))
+        for mask, where, value in zip(masks, inside, values):
+            mask[where] = value >= kth
+        extra = above + count(candidates >= kth) - k
+        if extra > 0:
+            drop_ties(masks, inside, values, kth, extra)
+        return [torch.as_tensor(mask).view(S.shape) for S, mask in zip(scores, masks)]
 
     def search_all(self, x: Tensor, k: int) -> tuple[float, float, float]:
         """→ the k-th largest of x (n), and a bracket around it."""
@@ -81,20 +91,24 @@ class TopK:
         self.last, self.bracket = kth, (ahead - reach, ahead + reach)
 
 
-def drop_ties(flat: list[Tensor], parts: list[tuple[Tensor, Tensor]], kth: float, k: int) -> None:
-    """Clear as many of the entries that equal `kth` as the masks hold too many.
+def compare(flat: list, low: float, high: float) -> tuple[list, list, list]:
+    """Of each of the scores (n): bool (n), which are above `high`; the places of those in
+    [low, high]; and the values there."""
+    masks = [x > high for x in flat]
+    inside = [places((x >= low) ^ above) for x, above in zip(flat, masks)]
+    return masks, inside, [x[where] for x, where in zip(flat, inside)]
 
-    flat: scores (n) each; parts: their masks, bool (n), and the places where `kth` can be.
+
+def drop_ties(masks: list, inside: list, values: list, kth: float, extra: int) -> None:
+    """Clear `extra` of the entries that equal `kth`; inside, values: as from `compare`.
+
     The hash is multiplicative; it spreads what stays more evenly than chance would (except at a
     few shapes, such as 144 × 144).
     """
-    extra = sum(int(torch.count_nonzero(mask)) for mask, _ in parts) - k
-    if extra <= 0:
-        return
-    starts = np.cumsum([0] + [len(x) for x in flat]).tolist()
-    ties = torch.cat([inside[x[inside] == kth] + start
-                      for x, (_, inside), start in zip(flat, parts, starts)])
+    starts = np.cumsum([0] + [len(mask) for mask in masks]).tolist()
+    ties = join([where[value == kth] + start
+                 for where, value, start in zip(inside, values, starts)])
     dropped = ties[(ties * 2654435761 % 2**32).argsort()[:extra]]
-    for (mask, _), start in zip(parts, starts):
+    for mask, start in zip(masks, starts):
         of_this_mask = dropped[(start <= dropped) & (dropped < start + len(mask))]
         mask[of_this_mask - start] = False

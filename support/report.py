@@ -183,6 +183,12 @@ def result(metrics: dict, folder: Path) -> str:
 # ------------------------------------------------------------------------------- a dry run
 
 
+def preparations(steps: list[str]) -> str:
+    """What a dry run says where a run would first have to make its data or weights."""
+    return (f"dry run   a run would first {', then '.join(steps)}; after that, a dry run says what "
+            "the run itself would do. Nothing was made")
+
+
 def matmul_speed(device: str, precision: str, tokens: int, width: int) -> float:
     """Floating-point operations a second of the run's typical matrix product."""
     kind = torch.bfloat16 if precision == "bf16" else torch.float32

@@ -10,8 +10,8 @@ import torch
 from tiny import Trap
 
 import bert
-from support.dropout import dropout
 from support.files import UserError
+from support.noise import dropout
 
 ODD = bert.Config(  # no power of two, and no value of BERT-base
     vocab_size=1013, hidden_size=35, num_hidden_layers=3, num_attention_heads=5,

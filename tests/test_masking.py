@@ -19,6 +19,7 @@ from masking import (
     top_v,
     top_v_by_sorting,
 )
+from support.noise import uniform_noise
 from support.penalty import PenaltySearch
 
 NOW = Schedule(T=10, t_i=0, t_f=9)  # at step 1 and later: the final density
@@ -170,7 +171,7 @@ def test_expected_l0_is_the_share_of_open_gates():
 def test_noise_depends_on_seed_and_step_alone():
     """Not on what else was drawn: so every process draws the same, and a resumed run too."""
     def draw(seed, t):
-        return masking.uniform_noise(seed, t, torch.device("cpu"))((40, 50))
+        return uniform_noise(seed, t, torch.device("cpu"))((40, 50))
 
     u = draw(3, 7)
     torch.manual_seed(1)

@@ -178,6 +178,7 @@ def test_scores_have_a_group_of_their_own_without_decay():
     assert not {id(p) for p in model.bert.embeddings.parameters()} & {
         id(p) for p in weights["params"]}
     frozen = replace(settings, freeze="weights")
+    pruner = train.make_pruner(model, frozen, masking.Schedule(10, 1, 1))
     weights, _ = train.make_optimizer(model, pruner, frozen).param_groups
     assert not {id(m.W) for m in pruner.matrices} & {id(p) for p in weights["params"]}
 

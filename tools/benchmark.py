@@ -106,15 +106,19 @@ class Trainee:
         scheduler = train.make_scheduler(optimizer, settings)
         pruner.set_masks = self.timed("masks", pruner.set_masks)
         pruner.set_gradients = self.timed("gradients", pruner.set_gradients)
-        optimizer.step = self.timed("optimiser", optimizer.step)
+        optimizer.register_step_pre_hook(lambda *_: self.lap(-1))
+        optimizer.register_step_post_hook(lambda *_: self.lap(1))
         self.steps = train.train(model, pruner, optimizer, scheduler, features, settings, BEGIN)
+
+    def lap(self, sign: int, stage: str = "optimiser") -> None:
+        """Start (−1) or stop (1) the clock of a stage."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + sign * now(self.device)
 
     def timed(self, stage: str, function: Callable) -> Callable:
         def run(*args, **options):
-            began = now(self.device)
-            result = function(*args, **options)
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + now(self.device) - began
-            return result
+            self.lap(-1, stage)
+            function(*args, **options)
+            self.lap(1, stage)
         return run
 
     def step(self, count: int = 1) -> dict[str, float]:

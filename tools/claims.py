@@ -82,11 +82,11 @@ def one_step(method: masking.Method, seed: int, rate: float = 2.0) -> tuple[int,
     before = loss()
     before.backward()
     pruner.set_gradients(1)
-    masks = [m.M for m in pruner.matrices]
+    masks = [m.M.float() for m in pruner.matrices]
     for m in pruner.matrices:
         m.S.data -= rate * m.S.grad
     after = loss()
-    changes = [m.M - M for m, M in zip(pruner.matrices, masks)]
+    changes = [m.M.float() - M for m, M in zip(pruner.matrices, masks)]
     # switching W_kl on adds W_kl to W', so the loss changes by (dL/dW')_kl W_kl, which is dL/dS_kl
     first = sum(float((change * m.S.grad).sum()) for change, m in zip(changes, pruner.matrices))
     return sum(int(c.abs().sum()) for c in changes), first, (after - before).item()
