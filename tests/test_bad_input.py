@@ -60,6 +60,8 @@ FILES = {  # command, change to the folder, what is said
                              "data/WNLI: no such folder; --data names"),
     "rows: a file for a folder": (AGAIN, put("data/SST-2", "x"), "data/SST-2: no such folder"),
     "rows: no file": (AGAIN, put(SST2_DEV, None), "dev.tsv: No such file"),
+    "rows: a folder for a file": (AGAIN, together(put(SST2_DEV, None), put(SST2_DEV + "/x", "")),
+                                  "dev.tsv: Is a directory"),
     "rows: unknown label": (AGAIN, put(SST2_DEV, SST2 + "b\t2\n"),
                             "dev.tsv:42: label '2' is none of 0, 1"),
     "rows: label of another task": (
