@@ -16,12 +16,11 @@ from tools import rows
 
 def test_same_metrics_as_training_said(sample_run, command):
     folder, _ = sample_run
-    done = command("evaluate.py", folder)
-    assert done.returncode == 0, done.stderr
+    printed = command("evaluate.py", folder).succeeded()
     metrics = read_json(folder / "metrics.json")["metrics"]
     assert read_json(folder / "evaluation.json")["metrics"] == metrics
-    assert "precision" in done.stdout and "entailment" in done.stdout
-    assert "generated sample" in done.stdout and "40 matched + 40 mismatched" in done.stdout
+    assert "precision" in printed and "entailment" in printed
+    assert "generated sample" in printed and "40 matched + 40 mismatched" in printed
 
 
 def test_a_share_held_out_stays_with_the_runs_own_data(place):
@@ -32,10 +31,10 @@ def test_a_share_held_out_stays_with_the_runs_own_data(place):
 
 
 def test_export_measures_what_each_kind_of_file_costs(place):
-    done = place("export.py", "run", "--values", "int8", "--restore", "back", "--csv", "sizes.csv")
-    assert done.returncode == 0, done.stderr
+    place("export.py", "run", "--values", "int8", "--restore", "back", "--csv",
+          "sizes.csv").succeeded()
     sizes = {row["file"]: row for row in rows.read(place.folder / "sizes.csv")}
-    assert place("evaluate.py", "back").returncode == 0
+    place("evaluate.py", "back").succeeded()
     for file, folder in (("compact float32", "run/metrics"), ("compact int8", "back/evaluation")):
         metrics = read_json(f"{folder}.json")["metrics"]
         assert float(sizes[file]["accuracy"]) == pytest.approx(metrics["accuracy"])
@@ -64,8 +63,7 @@ def test_metrics_agree_with_transformers(place):
 def test_predictions_in_glues_submission_layout(place):
     (place.folder / "test.tsv").write_text(
         'index\tsentence\n0\ta good b .\n1\ta bad c .\n2\ta "good" b .\n')
-    done = place("evaluate.py", "run", "--predict", "test.tsv")
-    assert done.returncode == 0, done.stderr
+    place("evaluate.py", "run", "--predict", "test.tsv").succeeded()
     assert (place.folder / "run" / "predictions-test.tsv").read_text() == (
         "index\tprediction\n0\t1\n1\t0\n2\t1\n")
 
@@ -76,4 +74,4 @@ def test_a_folder_of_another_program_needs_its_task(place):
         shutil.copy(place.folder / "run" / name, "other")
     check_refused(place("evaluate.py", "other"), "--task")
     done = place("evaluate.py", "other", "--task", "sst2", "--data", "data", "--max-eval-rows", 20)
-    assert done.returncode == 0 and "20 evaluation rows" in done.stdout, done.stderr
+    assert "20 evaluation rows" in done.succeeded()

@@ -174,7 +174,7 @@ def test_results_of_a_run(place, monkeypatch):
 
 
 def test_compact_files(place):
-    assert place("export.py", "run", "--values", "int8").returncode == 0
+    place("export.py", "run", "--values", "int8").succeeded()
     path = Path("run/export", export.COMPACT)
     path.write_bytes(lzma.decompress(path.read_bytes()))
     attack(path, lambda: export.load_compact(path),

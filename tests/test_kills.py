@@ -84,10 +84,6 @@ class Scene:
         read_whole(self.place.folder)
         assert digests(Path("run")) == self.earlier, "an earlier run has changed"
 
-    def finish(self, *words):
-        done = self.place(*words)
-        assert done.returncode == 0, done.stderr
-
 
 @pytest.fixture
 def scene(place):
@@ -101,7 +97,7 @@ def test_train(scene):
     for i in range(2 * KILLS):
         scene.kill(*words, "--resume" if i else "--overwrite", began=written(new / "run.json"),
                    within=0.4)
-    scene.finish(*words, "--resume")
+    scene.place(*words, "--resume").succeeded()
     for name in ("model.safetensors", "pruning.safetensors", "log.jsonl"):
         assert digests(new)[name] == scene.earlier[name], name
     assert not [path for path in new.rglob(".*") if path.suffix in (".part", ".lock")]
@@ -112,12 +108,12 @@ def test_export(again, scene):
     """A killed export leaves the run as it was, and the next one is whole."""
     new = Path("new")
     shutil.copytree("run", "whole")
-    scene.finish("export.py", "whole")
+    scene.place("export.py", "whole").succeeded()
     shutil.copytree("whole" if again else "run", new)
     for _ in range(KILLS):
         scene.kill("export.py", "new", began=written(new / "export" / "config.json"), within=0.25)
         assert digests(new) | scene.earlier == digests(new)
-    scene.finish("export.py", "new")
+    scene.place("export.py", "new").succeeded()
     assert digests(new) == digests(Path("whole"))
 
 
@@ -143,7 +139,7 @@ def test_sweep(scene):
         assert not left or sys.platform != "linux", "a run outlives its sweep"
         if before:
             assert methods()[: len(before)] == before, "a row is gone"
-    scene.finish(*SWEEP)
+    scene.place(*SWEEP).succeeded()
     assert sorted(methods()) == ["magnitude", "movement"]
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from tiny import wait_until
+from tiny import TRAIN, wait_until
 
 import data
 from support import recipes
@@ -215,11 +215,9 @@ def test_every_metric_has_a_column():
 
 
 def test_a_real_run_fills_its_row(place):
-    done = place("tools.sweep", "--tasks", "sst2", "--methods", "soft_movement", "--data", "data",
-                 "--models", "model", "--steps", 20, "--max-length", 16, "--csv", "rows.csv")
-    assert done.returncode == 0, done.stderr
+    place("tools.sweep", *TRAIN, "--methods", "soft_movement", "--csv", "rows.csv").succeeded()
     (row,) = rows.read(place.folder / "rows.csv")
     blank = {name for name, value in row.items() if not value}
     assert blank <= {"penalty", "teacher", "freeze", "held_out", "git"} | set(rows.METRICS)
     assert float(row["accuracy"]) > 0 and int(row["nonzero_parameters"]) > 0
-    assert (row["steps"], row["train_rows"], row["eval_rows"]) == ("20", "40", "40")
+    assert (row["steps"], row["train_rows"], row["eval_rows"]) == ("40", "40", "40")

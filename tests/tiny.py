@@ -92,6 +92,11 @@ class Done(NamedTuple):
     stdout: str
     stderr: str
 
+    def succeeded(self) -> str:
+        """What it printed, if all went well."""
+        assert self.returncode == 0, self.stderr
+        return self.stdout
+
 
 def run_here(program, *words) -> Done:
     """Run a program's main() in this process, which saves the seconds that importing takes."""
@@ -162,8 +167,7 @@ def ready(tmp_path_factory, cache):
     write_data(folder / "data")
     write_model(folder / "model")
     with contextlib.chdir(folder):
-        done = Place(folder).train()
-    assert done.returncode == 0, done.stderr
+        Place(folder).train().succeeded()
     return folder
 
 
@@ -178,9 +182,7 @@ def place(ready, tmp_path, monkeypatch):
 def sample_run(command, tmp_path_factory):
     """A short run on the generated MNLI → its folder and what it printed."""
     folder = tmp_path_factory.mktemp("sample") / "run"
-    done = command("train.py", *SAMPLE, "--output", folder)
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
+    return folder, command("train.py", *SAMPLE, "--output", folder).succeeded()
 
 
 @pytest.fixture
