@@ -82,11 +82,17 @@ def test_every_method_runs(method, place):
         assert "WARNING: density" in printed
 
 
-def test_fixed_penalty_and_freeze_and_scope(place):
-    done = place.train("--task", "rte", "--method", "soft_movement", "--penalty", 3, output="a")
-    assert "λ fixed at 3" in done.stdout and metrics_of(place.folder / "a")["penalty"] == 3
-    place.train("--scope", "global", "--freeze", "weights", output="b").succeeded()
-    assert metrics_of(place.folder / "b")["density"] == pytest.approx(0.1, abs=1e-3)
+def test_regression_with_a_fixed_penalty(place):
+    done = place.train("--task", "stsb", "--method", "soft_movement", "--penalty", 3, output="new")
+    assert "λ fixed at 3" in done.succeeded()
+    metrics = metrics_of(place.folder / "new")
+    assert metrics["penalty"] == 3 and set(metrics["metrics"]) == {"pearson", "spearman"}
+
+
+def test_pairs_with_frozen_weights_and_global_ranks(place):
+    place.train("--task", "rte", "--scope", "global", "--freeze", "weights",
+                output="new").succeeded()
+    assert metrics_of(place.folder / "new")["density"] == pytest.approx(0.1, abs=1e-3)
 
 
 def test_squad_and_a_teacher(place):

@@ -41,11 +41,9 @@ def tsv(*rows):
     return "".join("\t".join(row) + "\n" for row in rows)
 
 
-GOOD, BAD = ("a good b .", "1"), ("a bad c .", "0")
-SST2 = tsv(("sentence", "label"), *[GOOD, BAD] * 20)
-PAIRS = [("0", "a b", "a c", "entailment"), ("1", "a b", "b", "not_entailment")] * 20
-RTE = tsv(("index", "sentence1", "sentence2", "label"), *PAIRS)
-COLA = tsv(*[("s", "1", "", "a b ."), ("s", "0", "*", "b b a")] * 20)
+SST2 = tsv(("sentence", "label"), *[("a good b .", "1"), ("a bad c .", "0")] * 20)
+RTE = tsv(("index", "sentence1", "sentence2", "label"),
+          *[("0", "a b", "a c", "entailment"), ("1", "a b", "b", "not_entailment")] * 20)
 STSB = tsv(("sentence1", "sentence2", "score"), *[("a b", "a", "2.5"), ("c", "b", "0.000")] * 20)
 
 
@@ -56,7 +54,7 @@ def squad(**change):
 
 
 def write_data(folder):
-    for place, text in (("SST-2", SST2), ("RTE", RTE), ("CoLA", COLA), ("STS-B", STSB)):
+    for place, text in (("SST-2", SST2), ("RTE", RTE), ("STS-B", STSB)):
         files.write_atomically(folder / place / "train.tsv", text)
         files.write_atomically(folder / place / "dev.tsv", text)
     for name in ("train-v1.1.json", "dev-v1.1.json"):
