@@ -220,7 +220,7 @@ class Features:
 
 @dataclass
 class SpanFeatures(Features):
-    """For SQuAD, a row is a window of a question's passage (squad.Windows)."""
+    """For SQuAD, a row is a window of a question's passage (squad.encode)."""
 
     # labels are (windows, 2): first and last token of the answer; 0, 0 if it is not in the window
     row: np.ndarray  # (windows,) number of the question, ascending
@@ -238,8 +238,8 @@ def encode(task: Task, rows: Rows | squad.Questions, tokenizer: Tokenizer, max_l
     """
     if not task.span:
         return encode_texts(rows, tokenizer, max_length)
-    windows = squad.encode(rows, tokenizer, max_length, doc_stride, training=training)
-    return SpanFeatures(**windows._asdict(), pad=tokenizer.token_to_id("[PAD]"))
+    arrays = squad.encode(rows, tokenizer, max_length, doc_stride, training=training)
+    return SpanFeatures(**arrays, pad=tokenizer.token_to_id("[PAD]"))
 
 
 CHUNK = 10_000  # texts tokenised at once: enough to keep all threads busy in little memory

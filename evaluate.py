@@ -42,6 +42,8 @@ class Settings:
 
 # ------------------------------------------------------------------------- data and weights
 
+HELD_OUT = "_held_out"  # the split of --held-out
+
 
 def data_folder(name: str, task: data.Task) -> Path:
     """The folder that holds the task's files; the sample and the downloads are made on first use.
@@ -84,19 +86,19 @@ def to_make_first(settings: Settings, task: data.Task) -> list[str]:
 def load_rows(settings, task: data.Task, training: bool = True):
     """→ training rows (None if not `training`), and evaluation rows by split.
 
-    Everything is read and checked before rows are drawn.
+    With settings.held_out, that share of the training rows is left out of them, drawn with a fixed
+    seed, and is one more split, HELD_OUT. Everything is read and checked before rows are drawn.
     """
     folder = data_folder(settings.data, task)
     train_rows = None
     if training or settings.held_out:
         train_rows = data.read(task, folder, "train")
+    eval_rows = {split: data.read(task, folder, split) for split in task.dev}
     if settings.held_out:
         order = np.random.default_rng(0).permutation(len(train_rows))
         count = max(1, round(settings.held_out * len(train_rows)))
-        eval_rows = {"": train_rows.take(np.sort(order[:count]))}
+        eval_rows[HELD_OUT] = train_rows.take(np.sort(order[:count]))
         train_rows = train_rows.take(np.sort(order[count:]))
-    else:
-        eval_rows = {split: data.read(task, folder, split) for split in task.dev}
     train_rows = data.draw(train_rows, settings.max_train_rows) if training else None
     return train_rows, {split: data.draw(rows, settings.max_eval_rows)
                         for split, rows in eval_rows.items()}
@@ -171,6 +173,23 @@ def evaluate(model, task: data.Task, evaluated: dict, settings, order=()) -> tup
             values = task.metrics(predictions[split], features.labels)
         metrics |= {name + split: value for name, value in values.items()}
     return metrics, predictions
+
+
+def has_collapsed(task: data.Task, evaluated: dict, metrics: dict, predictions: dict) -> bool:
+    """Did the model lose its task? Judged on the evaluation rows, without those held out.
+
+    For spans, F1 is below 15. For classes, every row got the same class, or the accuracy is within
+    two standard errors of that of always answering the commonest class.
+    """
+    if task.span:
+        return metrics["f1"] < 15
+    if not task.labels:
+        return False
+    labels = np.concatenate([evaluated[split][1].labels for split in task.dev])  # (rows,)
+    classes = np.concatenate([predictions[split] for split in task.dev])  # (rows,)
+    commonest = np.bincount(labels).max() / len(labels)
+    error = np.sqrt(commonest * (1 - commonest) / len(labels))
+    return bool(np.ptp(classes) == 0 or np.mean(classes == labels) <= commonest + 2 * error)
 
 
 # -------------------------------------------------------------------------------- the command
@@ -299,7 +318,7 @@ def main() -> None:
         return write_predictions(args, model, task, tokenizer, settings, order)
     _, eval_rows = load_rows(settings, task, training=False)
     evaluated = encode_all(task, eval_rows, tokenizer, settings)
-    print(f"{report.source(settings.data)} · {report.evaluation_rows(settings, evaluated)}")
+    print(f"{report.source(settings.data)} · {report.evaluation_rows(evaluated)}")
     began = time.perf_counter()
     metrics, predictions = evaluate(model, task, evaluated, settings, order)
     seconds = time.perf_counter() - began

@@ -76,8 +76,8 @@ class Settings:
     max_train_rows: int | None = flag(None, "draw N training rows (default all)", **COUNT)
     max_eval_rows: int | None = flag(None, "draw N rows of each evaluation file (default all)",
                                      **COUNT)
-    held_out: float | None = flag(None, "evaluate on this share of the training rows instead, to "
-                                  "choose settings", type=cli.number(0, 0.9), metavar="SHARE")
+    held_out: float | None = flag(None, "leave out this share of the training rows, and measure on "
+                                  "it too", type=cli.number(0, 0.9), metavar="SHARE")
     max_length: int | None = flag(None, "longest input (default: the recipe)", **TOKENS)
     doc_stride: int | None = flag(None, "squad: step from window to window (default: the recipe)",
                                   **TOKENS)
@@ -346,12 +346,12 @@ def finish(settings: Settings, prepared: Prepared, pruner, run: checkpoints.Run)
     save(run.folder, prepared, pruner)
     metrics, predictions = evaluate.evaluate(
         prepared.model, prepared.task, prepared.evaluated, settings)
-    report.warn_of_one_class(prepared.task.labels, predictions)
-    summary = report.summary(settings, prepared, pruner, metrics, run)
+    collapsed = evaluate.has_collapsed(prepared.task, prepared.evaluated, metrics, predictions)
+    summary = report.summary(settings, prepared, pruner, metrics, collapsed, run)
     if prepared.task.span:
         squad.write(run.folder, *predictions[""])
     write_json(run.folder / "metrics.json", summary)
-    run.remove_checkpoint()
+    run.checkpoint.unlink(missing_ok=True)
     return summary
 
 

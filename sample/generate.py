@@ -1,11 +1,11 @@
-"""Sample data in the official layouts and text to pretrain on, generated for use without network.
+"""Sample data in the official layouts, and text to pretrain on, generated without any network.
 
-    python -m sample.generate      prints the sizes and a few labelled rows of each task
+    python -m sample.generate      prints sizes and some labelled rows
 
 MNLI is made in nli.py, SQuAD in squad.py, and the others here:
-SST-2: the label is the polarity of the main clause (after "but", or not after "although" and
-"despite"). Each negation, unmet wish ("could have been") or failed comparison ("not as … as") turns
-a word's polarity around.
+SST-2: the label is the polarity of the main clause (the one after "but", not the one after
+"although" or "despite"). Each negation, unmet wish ("could have been") or failed comparison ("not
+as … as") reverses a word's polarity.
 QQP: two questions are duplicates if they mean the same (type of question, arguments up to synonyms,
 and their roles).
 """
@@ -21,7 +21,7 @@ from sample.lexicon import GENRES_MATCHED, GENRES_MISMATCHED, LEXICON, TABLES, c
 from support import cli
 from support.files import UserError, cache_path, cached, run_main, write_atomically, write_json
 
-VERSION = 1  # raise it when the generated text changes, so that nobody's cache is out of date
+VERSION = 1  # raise it when the generated text changes, so that no cache is out of date
 SIZES = {  # rows of each file; the folders are the official ones
     "MNLI": {"train": 36_000, "dev_matched": 1_500, "dev_mismatched": 1_500},
     "QQP": {"train": 36_000, "dev": 1_500},
@@ -36,7 +36,7 @@ GOOD, BAD, ASPECTS = (REVIEWS[kind].split() for kind in ("good", "bad", "aspects
 
 
 def clause(rng: random.Random, good: bool) -> str:
-    """A clause of that polarity; many name the opposite one."""
+    """A clause of that polarity; many mention the opposite one."""
     if rng.random() < 0.05:
         return choose(rng, ("i do not think that ", "it is false that ")) + clause(rng, not good)
     same, opposite = (GOOD, BAD) if good else (BAD, GOOD)
@@ -56,7 +56,7 @@ def review(rng: random.Random, good: bool) -> tuple[str]:
 
 
 def phrase(rng: random.Random, good: bool) -> tuple[str]:
-    """A training row: half are a clause alone, as SST-2 trains on phrases of its sentences."""
+    """A training row: half of them are a single clause, as SST-2 trains on phrases too."""
     if rng.random() < 0.5:
         return review(rng, good)
     return (lexicon.fix_articles(clause(rng, good)),)
@@ -64,13 +64,13 @@ def phrase(rng: random.Random, good: bool) -> tuple[str]:
 
 # ------------------------------------------------------------------------------- QQP
 
-# what a question speaks of (see language.toml) → slot; aj and bj are the adjectives of a and b
+# what a question mentions (see language.toml) → slot; aj and bj are the adjectives of a and b
 ARGUMENTS = {"p": "who", "q": "who", "m": "meet", "v": "act", "a": "what", "b": "what",
              "l": "place", "t": "time", "aj": "what_adj", "bj": "what_adj"}
 
 
 def question(rng: random.Random, kind: str, arguments: dict[str, str | None]) -> str:
-    """Word a question of a type in one of its ways."""
+    """Word a question of this kind in one of several ways."""
     words = {x: f"the {arguments[x]}" for x in "pq"}
     words |= {x: f"a {arguments[x + 'j'] or ''} {arguments[x]}" for x in "ab"}
     words |= {"l": lexicon.locate(arguments["l"]), "t": arguments["t"]}
@@ -103,8 +103,7 @@ def question_pair(rng: random.Random, genre: str, same: bool) -> tuple[str, str]
     one, two = "ab" if "{b}" in kind else "pq"
     ordered = "{" + two in kind and not kind.endswith("~")
     change = choose(rng, ("kind", "kind", "kind", "word", "word") + ("swap",) * ordered)
-    if same:
-        change = None
+    change = None if same else change
     if change == "kind":
         kind2 = choose(rng, [other for other in kinds if other != kind])
     elif change == "swap":
@@ -123,7 +122,7 @@ def question_pair(rng: random.Random, genre: str, same: bool) -> tuple[str, str]
 
 FACTS = {"who": "noun", "what": "noun", "go": "verb", "act": "verb", "place": "place",
          "who_adj": "adjective", "what_adj": "adjective", "time": "time"}
-# the words of one genre more often than those that all genres share
+# a genre's own words more often than those that all genres share
 FACT_SLOTS = ("who", "what", "go", "act", "place") * 3 + ("who_adj", "what_adj", "time")
 
 
@@ -152,7 +151,7 @@ def facts(rng: random.Random, genre: str) -> str:
 def random_document(rng: random.Random) -> tuple[str, ...] | None:
     """Facts, an inference, a passage, a review or two questions, as one text or two.
 
-    None if no inference came about, or if the first of two texts belongs to another split.
+    None if there is no inference, or if the first of two texts belongs to another split.
     """
     genre, dice = choose(rng, GENRES_MATCHED + GENRES_MISMATCHED), rng.random()
     positive = rng.random() < 0.5
@@ -174,7 +173,7 @@ def random_document(rng: random.Random) -> tuple[str, ...] | None:
 
 
 def pretraining_documents(n: int) -> Iterator[tuple[str, ...]]:
-    """n documents. No row that is evaluated on is among them, nor the first text of one."""
+    """n documents, none of them an evaluation row or the first text of one."""
     rng = random.Random("pretraining text")
     while n:
         document = random_document(rng)
@@ -246,19 +245,13 @@ def cache_entry(task_folder: str) -> tuple[str, str]:
 
 
 def sample_folder(task_folder: str) -> Path:
-    """The folder that holds `task_folder` ("MNLI", …) with its files, generated on first use."""
+    """The folder in which TASK_FOLDER/ ("MNLI", …) holds the files, generated on first use."""
     return cached(*cache_entry(task_folder), partial(write_task, task_folder))
 
 
 def is_there(task_folder: str) -> bool:
-    """Has this sample been generated already?"""
+    """Is this sample in the cache?"""
     return cache_path(*cache_entry(task_folder)).is_dir()
-
-
-def training_rows(task_folder: str) -> int:
-    """How many training rows, or questions, the sample has; generates nothing."""
-    cache_entry(task_folder)
-    return SIZES[task_folder]["train"]
 
 
 def main() -> None:

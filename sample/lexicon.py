@@ -17,8 +17,9 @@ GENRES_MATCHED = ("farm", "city", "forest", "stage")
 GENRES_MISMATCHED = ("sea",)  # in the pretraining documents, never in training rows
 NAMES, SURFACES = TABLES["other"]["names"], TABLES["other"]["surfaces"]
 
-# names: the word and its synonyms, of which the first stands for all; hypernyms: the first names
-# of itself and of all that it is a kind of; words of one family on different sides are opposites
+# names: the word and its synonyms, the first of which stands for all; hypernyms: the first names
+# of the word itself and of all that it is a kind of; words of one family but different sides are
+# opposites
 Word = namedtuple("Word", "names hypernyms family side")
 
 
@@ -90,5 +91,5 @@ def choose(rng: random.Random, items: Collection):
 
 def split_of(text: str) -> str:
     """The only split that may hold this premise, first question, review or passage: "train", "dev"
-    or "text" (for pretraining). It follows from the text alone."""
+    or "text" (for pretraining). It depends on the text alone."""
     return ("dev", "train", "train", "text", "text")[zlib.crc32(text.encode()) % 5]

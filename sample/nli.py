@@ -3,8 +3,8 @@
 A premise and a hypothesis are two quantified sentences, one made from the other by one or two
 edits. They are compared in all small situations (how many things of each kind there are): the
 label is entailment if the hypothesis is true wherever the premise is, contradiction if the two are
-never true together, and neutral otherwise. What "every", "all", "no", "most" and "not every"
-speak of is taken to exist.
+never true together, and neutral otherwise. The subjects of "every", "all", "no", "most" and "not
+every" are assumed to exist.
 """
 
 import itertools
@@ -22,8 +22,8 @@ LABELS = ("entailment", "neutral", "contradiction")
 # ----------------------------------------------------------------------------- quantifiers
 
 # plural: of the noun and verb; true(yes, no): is the sentence true if the predicate holds for `yes`
-# subjects and not for `no`?; exist: must subjects exist?; negatable: is the scope of a "not" in the
-# predicate clear? ("every dog is not wet" has two readings)
+# subjects and does not for `no` others?; exist: must subjects exist?; negatable: is the scope of a
+# "not" in the predicate clear? ("every dog is not wet" has two readings)
 Quantifier = namedtuple("Quantifier", "plural true exist negatable")
 PLAIN = {
     "every": Quantifier(False, lambda yes, no: no == 0, True, False),
@@ -45,14 +45,14 @@ MOST_THINGS = 5  # of each kind in a situation: enough to tell all quantifiers a
 
 
 def random_quantifier(rng: random.Random) -> str:
-    """Counts are rare: a situation decides little about them."""
+    """Counts are rare: little can be concluded about them."""
     return choose(rng, PLAIN if rng.random() < 0.97 else COUNTS)
 
 
 # ------------------------------------------------------------------------------- sentences
 
 # "every young DOG that is wet is (not) tired and hungry", or with a verb "… is chasing a red ball
-# quietly in the barn". A name takes the place of quantifier and noun. What is absent is None.
+# quietly in the barn". A name replaces quantifier and noun. What is absent is None.
 EVENT = ("verb", "obj", "obj_adj", "adverb", "place", "time")
 FIELDS = ("genre", "quantifier", "noun", "adj", "that", "negated", "past", "state", "conjunction",
           "state2", *EVENT)
@@ -72,16 +72,14 @@ def render(s: Sentence, front: str = "") -> str:
     """The sentence without full stop; `front` ("place", "time" or "") names what comes first."""
     plural = QUANTIFIERS[s.quantifier].plural
     be = ("were" if plural else "was") if s.past else "are" if plural else "is"
-    parts = [s.quantifier, s.adj, inflect(s.noun, "s") if plural else s.noun]
-    if s.that:
-        parts.append(f"that {be} {s.that}")
+    parts = [s.quantifier, s.adj, inflect(s.noun, "s") if plural else s.noun,
+             s.that and f"that {be} {s.that}"]
     if s.past:
         parts.append(f"did not {s.verb}" if s.negated else inflect(s.verb, "ed"))
     else:
         parts += [be, "not" if s.negated else "", s.state or inflect(s.verb, "ing")]
         parts += [s.conjunction, s.state2]
-    if s.obj:
-        parts += ["a", s.obj_adj, s.obj]
+    parts += [s.obj and "a", s.obj_adj, s.obj]
     ends = {"place": s.place and lexicon.locate(s.place), "time": s.time}
     start = ends.pop(front, None)
     parts = [start and f"{start} ,", *parts, s.adverb, *ends.values()]
@@ -97,7 +95,7 @@ def well_formed(s: Sentence) -> bool:
 
 
 def random_sentence(rng: random.Random, genre: str, named: float = 0.15) -> Sentence:
-    """`named`: the chance that it is about a person with a name."""
+    """`named`: the probability that it is about a person with a name."""
     def maybe(chance: float, slot: str) -> str | None:
         return choose(rng, LEXICON[genre][slot]) if rng.random() < chance else None
 
@@ -122,34 +120,34 @@ def random_sentence(rng: random.Random, genre: str, named: float = 0.15) -> Sent
 
 # ------------------------------------------------------------------------------------ labels
 
-# A property that a thing may have. words: of an event one for each field of EVENT (None: not
-# said), otherwise one word.
+# A property that a thing may have. words: for an event, one for each field of EVENT (None where
+# nothing is said); otherwise one word.
 Property = namedtuple("Property", "kind words")
 
 
 def properties(s: Sentence) -> dict[str, Property]:
-    """The properties that a sentence speaks of, by field; "verb" is the event as a whole.
+    """The properties that a sentence mentions, by field; "verb" is the event as a whole.
 
-    Only in the present, at one moment, do activities and places exclude each other.
+    Activities and places exclude each other only in the present, at one moment.
     """
     words = {field: words_for(s, field)[getattr(s, field)]
              for field in (*SLOT_OF, "verb") if getattr(s, field)}
-    found = {field: Property(SLOT_OF[field], (word,))
+    by_field = {field: Property(SLOT_OF[field], (word,))
              for field, word in words.items() if field not in EVENT}
     if s.verb:
-        found["verb"] = Property("past" if s.past else "now", tuple(map(words.get, EVENT)))
-    return found
+        by_field["verb"] = Property("past" if s.past else "now", tuple(map(words.get, EVENT)))
+    return by_field
 
 
 def implies(x: Property, y: Property) -> bool:
-    """Is every x a y? Each word of y has to be that of x, more general, or missing."""
+    """Is every x a y? Each word of y has to be that of x, a more general one, or missing."""
     return x.kind == y.kind and all(
         not general or (special and lexicon.is_kind(special, general))
         for special, general in zip(x.words, y.words, strict=True))
 
 
 def exclude(x: Property, y: Property) -> bool:
-    """Is nothing both x and y? So it is with opposites, and at one moment with separate places."""
+    """Can nothing be both x and y? True of opposites, and of different places at one moment."""
     if x.kind != y.kind or x.kind in ("who", "past"):
         return False
     if x.kind == "who_adj":
@@ -165,20 +163,21 @@ def situations(kinds: frozenset) -> set[tuple]:
     """All situations that can be made of these kinds of thing.
 
     A situation is four counts: the premise's subjects for which its predicate holds, those for
-    which it does not, and the same two of the hypothesis. A thing adds 0 or 1 to each count; things
-    that add the same are of one kind.
+    which it does not, and the same two for the hypothesis. A thing adds 0 or 1 to each count;
+    things that add the same are of one kind.
     """
-    found = {(0, 0, 0, 0)}
+    possible = {(0, 0, 0, 0)}
     for kind in kinds:
         for _ in range(MOST_THINGS):
-            larger = {tuple(map(int.__add__, counts, kind)) for counts in found}
-            found |= {counts for counts in larger if max(counts) <= MOST_THINGS}
-    return found
+            larger = {tuple(map(int.__add__, counts, kind)) for counts in possible}
+            possible |= {counts for counts in larger if max(counts) <= MOST_THINGS}
+    return possible
 
 
 @lru_cache(None)
 def compare(kinds: frozenset, premise_quantifier: str, hypothesis_quantifier: str) -> str | None:
-    """The label, by all situations made of these kinds of thing; None as in label()."""
+    """The label that follows from all situations made of these kinds of thing; None as in label().
+    """
     first, second = QUANTIFIERS[premise_quantifier], QUANTIFIERS[hypothesis_quantifier]
     most = 1 if premise_quantifier in NAMES else 2 * MOST_THINGS  # there is one Rosa
     seen = {(first.true(a, b), second.true(c, d)) for a, b, c, d in situations(kinds)
@@ -233,7 +232,7 @@ def label(premise: Sentence, hypothesis: Sentence) -> str | None:
 
 
 def related(rng: random.Random, words: dict[str, Word], word: str, far: float) -> str:
-    """A synonym or a more general or more special word; with chance `far` another of the family."""
+    """A synonym, or a more general or special word; at rate `far` another word of its family."""
     near = [w for w in words if lexicon.overlap(words[w], words[word])]
     others = [w for w in words if words[w].family == words[word].family and w not in near]
     if others and rng.random() < far:
@@ -289,14 +288,14 @@ def random_pair(rng: random.Random, genre: str, split: str) -> tuple[tuple, str,
     premise, hypothesis = (f"{text} ." for text in texts)
     if lexicon.split_of(premise) != split or premise == hypothesis:
         return None
-    found = label(first, second)
-    # that clause matters only where it weakens the premise, asks more of the hypothesis, or gives
-    # the hypothesis a way out of the contradiction
+    relation = label(first, second)
+    # the clause matters only where it weakens the premise, asks more of the hypothesis, or makes a
+    # contradiction avoidable
     undecided = "contradiction" if word == "or" else "entailment"
-    if (side, word) == (0, "or") or (side == 1 and found == undecided):
-        found = found and "neutral"
+    if (side, word) == (0, "or") or (side == 1 and relation == undecided):
+        relation = relation and "neutral"
     quantifier = re.sub("two|three", "n", second.quantifier) if second.noun else "name"
-    return found and ((premise, hypothesis), found, f"{quantifier} {second.negated}")
+    return relation and ((premise, hypothesis), relation, f"{quantifier} {second.negated}")
 
 
 def mnli_rows(n: int, genres: tuple[str, ...], split: str) -> Iterator[tuple]:

@@ -1,11 +1,9 @@
 """Generated passages and questions in the manner and layout of SQuAD 1.1.
 
-    python -m sample.squad      prints a few
-
 A passage tells of three or four events with a small cast of people, things, actions, places and
 times. The words of a question therefore occur in several sentences, and only all of them together
 single out one event. Questions switch between active and passive, and replace words by synonyms or
-by more general words. Some events are said not to have happened, and questions ask for those too.
+more general words. Some events are said not to have happened, and questions ask about those too.
 """
 
 import random
@@ -14,10 +12,8 @@ from collections.abc import Iterator
 
 from sample import lexicon
 from sample.lexicon import GENRES_MATCHED, LEXICON, NAMES, choose, inflect
-from support import cli
-from support.files import run_main
 
-PER_PASSAGE = 4  # questions at most
+PER_PASSAGE = 4  # at most so many questions
 
 # who, verb, what, place and time are members of the cast, any two of which differ in meaning.
 # slot: the verb's in the lexicon ("meet": `what` is a person; "go": there is no `what`)
@@ -38,19 +34,19 @@ def choose_cast(rng: random.Random, genre: str, slot: str, n: int) -> list[str]:
 
 
 def differ(one: Event, two: Event, fields) -> bool:
-    """Do both events tell one of these fields, and not the same?"""
+    """Do both events mention one of these fields, with different words?"""
     return any(None not in (a, b) and a != b
                for a, b in ((getattr(one, field), getattr(two, field)) for field in fields))
 
 
 def noun_phrase(article: str, word: str, adjective: str | None = None, plural=False) -> str:
-    """A person or thing; `article` may be a number. Names stand alone."""
+    """A person or thing; `article` may be a number. Names have none."""
     parts = [article, adjective, inflect(word, "s") if plural else word]
     return word if word in NAMES else lexicon.fix_articles(" ".join(filter(None, parts)))
 
 
 class Story:
-    """A cast, the events that it goes through, and the text that tells of them."""
+    """A cast, what happens to it, and the text that tells of it."""
 
     def __init__(self, rng: random.Random, genre: str):
         self.rng, self.genre = rng, genre
@@ -60,14 +56,12 @@ class Story:
                            for slot in ("who", "what") for word in self.cast[slot]
                            if rng.random() < 0.4}
         self.cast["who"] += rng.sample(NAMES, choose(rng, (1, 2)))
-        self.events, self.text = [], ""
-        self.answers = []  # of each event: field → texts that answer for it, with their starts
+        self.events, self.text = {}, ""  # events: event → what tell() returns
         size = choose(rng, (3, 4))
         while len(self.events) < size:
             event = self.random_event()
             if not any(self.clash(event, other) for other in self.events):
-                self.events.append(event)
-                self.answers.append(self.tell(event))
+                self.events[event] = self.tell(event)
 
     def clash(self, one: Event, two: Event) -> bool:
         """Does one event repeat or contradict the other?"""
@@ -86,7 +80,8 @@ class Story:
         return Event(who, slot, choose(rng, cast[slot]), what, count, place, time, negated)
 
     def tell(self, e: Event) -> dict[str, list[tuple[str, int]]]:
-        """Append the event's sentence to the text → the texts that answer for its fields."""
+        """Append the event's sentence to the text → field → texts that answer for it, with their
+        starts."""
         rng, adjectives = self.rng, self.adjectives
         who = "who", noun_phrase("the", e.who, adjectives.get(e.who))
         article = e.count or ("the" if e.slot == "meet" else "a")
@@ -116,7 +111,7 @@ class Story:
         words, others = LEXICON[self.genre][slot], [w for w in self.cast[slot] if w != word]
         if word in NAMES or self.rng.random() < 0.7:
             return word
-        if any(other in NAMES for other in others):  # whose kind is not known
+        if any(other in NAMES for other in others):  # nothing says what kind of person they are
             return choose(self.rng, words[word].names)
         general = [kind for kind in words[word].hypernyms
                    if not any(kind in words[other].hypernyms for other in others)]
@@ -124,7 +119,7 @@ class Story:
 
     def ask(self, e: Event, field: str) -> str | None:
         """A question to which only this event's `field` is the answer; None if there is none."""
-        rivals = [other for other in self.events if other is not e and other.negated == e.negated]
+        rivals = [other for other in self.events if other != e and other.negated == e.negated]
         details = [f for f in DETAILS if f != field and getattr(e, f)]
         given = ["verb", "what"] if field == "count" else ["verb"]
         for detail in self.rng.sample(details, len(details)):
@@ -134,7 +129,7 @@ class Story:
         return self.question(e, field, given) if unique else None
 
     def question(self, e: Event, field: str, given: list[str]) -> str:
-        """Word the question for `field`, which mentions the `given` fields of the event."""
+        """The question that asks for `field` and mentions the `given` fields of the event."""
         person = e.slot == "meet"
         slots = {"who": "who", "what": "who" if person else "what", "verb": e.slot,
                  "place": "place", "time": "time"}
@@ -159,14 +154,14 @@ class Story:
     def questions(self) -> list[tuple[str, list[tuple[str, int]]]]:
         """Questions in random order, each with the texts that answer it and their starts."""
         asked = {self.ask(e, field): answers[field]
-                 for e, answers in zip(self.events, self.answers) for field in QUESTIONS
+                 for e, answers in self.events.items() for field in QUESTIONS
                  if field in answers and (not e.negated or field in ("who", "what"))}
         asked.pop(None, None)
         return self.rng.sample(list(asked.items()), len(asked))
 
 
 def stories(rng: random.Random, split: str) -> Iterator[Story]:
-    """Stories for a split without end, no two with the same text."""
+    """Endless stories for a split, no two with the same text."""
     seen = set()
     while True:
         story = Story(rng, choose(rng, GENRES_MATCHED))
@@ -202,17 +197,3 @@ def squad_json(split: str, n: int) -> dict:
             break
     return {"version": "1.1", "data": [{"title": genre, "paragraphs": of_genre}
                                        for genre, of_genre in paragraphs.items() if of_genre]}
-
-
-def main() -> None:
-    cli.Parser(description=__doc__).parse_args()
-    for article in squad_json("dev", 24)["data"]:
-        paragraph = article["paragraphs"][0]
-        print(f"\n{article['title']}: {paragraph['context']}")
-        for qa in paragraph["qas"]:
-            answers = " | ".join(answer["text"] for answer in qa["answers"])
-            print(f"   {qa['question']} → {answers}")
-
-
-if __name__ == "__main__":
-    run_main(main)

@@ -1,13 +1,14 @@
 """The folder that a run leaves behind, and how an interrupted run goes on.
 
     config.json model.safetensors tokenizer.json …   the pruned model, W ⊙ M, as Hugging Face has it
-    pruning.safetensors    per matrix: mask bits, scores S, and W where it is pruned
+    pruning.safetensors    for each matrix: mask bits, scores S, and W where it is pruned
     run.json metrics.json log.jsonl                  every setting; the result; a line per 10 steps
-    checkpoint.pt          only while a run is unfinished: all that is needed to go on
+    checkpoint.pt          all that is needed to go on, while a run is unfinished
 """
 
 import hashlib
 import io
+import itertools
 import json
 import platform
 import shutil
@@ -22,48 +23,42 @@ import tokenizers
 import torch
 from tqdm import tqdm
 
-from support import origin, parallel, report
-from support.files import (
-    UserError,
-    check_writable,
-    hold,
-    let_go,
-    naming,
-    read_json,
-    remove_parts,
-    write_atomically,
-    write_json,
-)
+from support import files, origin, parallel, report
+from support.files import UserError, read_json, write_atomically
 from support.report import say
 
-FILES = (  # metrics.json first: while files are removed, no incomplete run looks finished
+FILES = (  # metrics.json is removed first, so that a half-removed run does not look finished
     "metrics.json", "config.json", "model.safetensors", "pruning.safetensors", "run.json",
     "log.jsonl", "checkpoint.pt", "predictions.json", "nbest_predictions.json", "evaluation.json",
     "tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
 LOG_EVERY = 10  # steps
-INCIDENTAL = ("output", "save_every")  # settings that do not decide what a run computes
+INCIDENTAL = ("output", "save_every")  # settings that have no effect on the result
 
 
 # -------------------------------------------------------------------------------- the folder
 
 
 def is_taken(folder: Path) -> bool:
-    """Does it hold anything other than what a run leaves that was killed as it began?"""
+    """Does the folder hold files? Hidden ones, which a run killed early leaves, do not count."""
     return folder.exists() and any(path.name[0] != "." for path in folder.iterdir())
 
 
-def default_folder(settings, free: bool) -> Path:
-    """runs/TASK-METHOD-KEEP-sSEED (a given λ stands in place of KEEP), or the first free one of
-    -2, -3, …; with free=False the last one that exists."""
+def run_name(settings) -> str:
+    """TASK-METHOD-KEEP-sSEED, with λ in place of KEEP where it is fixed."""
     aim = f"-{settings.keep:g}" if settings.penalty is None else f"-penalty{settings.penalty:g}"
     aim = "" if settings.method == "dense" else aim
-    first = last = Path("runs") / f"{settings.task}-{settings.method}{aim}-s{settings.seed}"
-    n = 1
-    folder = first
-    while is_taken(folder):
-        last, n = folder, n + 1
-        folder = first.with_name(f"{first.name}-{n}")
-    return folder if free else last
+    return f"{settings.task}-{settings.method}{aim}-s{settings.seed}"
+
+
+def default_folder(settings, free: bool) -> Path:
+    """runs/NAME, or the first of runs/NAME-2, -3, … that is free; with free=False the last that
+    exists."""
+    name = f"runs/{run_name(settings)}"
+    last = folder = Path(name)
+    for n in itertools.count(2):
+        if not is_taken(folder):
+            return folder if free else last
+        last, folder = folder, Path(f"{name}-{n}")
 
 
 def choose_folder(settings, overwrite: bool, resume: bool) -> Path:
@@ -76,7 +71,7 @@ def choose_folder(settings, overwrite: bool, resume: bool) -> Path:
     folder = Path(settings.output or default_folder(settings, free=not (overwrite or resume)))
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; --output names a folder")
-    check_writable(folder)
+    files.check_writable(folder)
     if is_taken(folder):
         if not (overwrite or resume):
             raise UserError(f"{folder}: holds files already; choose another --output, "
@@ -88,7 +83,7 @@ def choose_folder(settings, overwrite: bool, resume: bool) -> Path:
 
 
 def clear(folder: Path) -> None:
-    """Remove what an earlier run left, and what was made of it."""
+    """Remove what an earlier run left, and what evaluate.py and export.py made of it."""
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
     for path in folder.glob("predictions-*"):
@@ -97,8 +92,8 @@ def clear(folder: Path) -> None:
 
 
 def check_same(path: Path, before: dict, now: dict) -> None:
-    """UserError that names the settings in which two runs differ."""
-    now = json.loads(json.dumps(now))  # as JSON gives them back
+    """UserError that names the settings in which two runs differ, if they do."""
+    now = json.loads(json.dumps(now))  # tuples become lists, as in `before`
     changes = [f"{name} was {before.get(name)}, is now {now.get(name)}"
                for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
     if changes:
@@ -117,7 +112,7 @@ def is_finished(folder: Path, settings: dict) -> bool:
         raise UserError(f"{folder / 'metrics.json'}: not as train.py writes it; --overwrite starts "
                         "anew") from None
     recorded = read_json(folder / "run.json")
-    left_open = {"steps": None, "precision": "auto"}  # values that the run itself chooses
+    left_open = {"steps": None, "precision": "auto"}  # the run itself chose their values
     asked = {name: value for name, value in settings.items()
              if name in recorded and (name, value) not in left_open.items()
              and name not in (*INCIDENTAL, "device", "compile")}
@@ -127,15 +122,13 @@ def is_finished(folder: Path, settings: dict) -> bool:
 
 
 def versions() -> dict:
-    return {"python": platform.python_version(), "torch": torch.__version__,
-            "numpy": np.__version__, "tokenizers": tokenizers.__version__,
-            "processor": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads()}
+    """Besides what origin.origin says."""
+    return {"python": platform.python_version(), "numpy": np.__version__,
+            "tokenizers": tokenizers.__version__, "threads": torch.get_num_threads()}
 
 
 def fingerprint(matrices: dict[str, torch.Tensor]) -> str:
-    """SHA-256 of matrices by name, in any order: shows whether weights are those of a run's start.
-    """
+    """SHA-256 of named matrices, in any order: are these the weights that a run started from?"""
     digest = hashlib.sha256()
     for name in sorted(matrices):
         digest.update(name.encode())
@@ -165,40 +158,39 @@ def save_pruning(matrices: dict, path: Path) -> None:
 
 
 class Run:
-    """Bar, log and checkpoints of a run. Only the main process shows and writes them.
+    """Progress bar, log and checkpoints of a run, which only the main process shows and writes.
 
     A checkpoint holds weights, scores, masks, optimiser, schedule and the search for λ; the order
     of the data and all noise follow from seed and step.
 
     Args:
-        settings: those of the run, by name; they decide whether a checkpoint belongs to it.
-        pruner: for the density in bar and log.
+        settings: those of the run, by name; a checkpoint made with others is refused.
+        pruner: tells the density for bar and log.
     """
 
     def __init__(self, folder: Path, settings: dict, pruner, resume: bool, overwrite: bool):
         self.folder, self.pruner, self.resume, self.overwrite = folder, pruner, resume, overwrite
         self.save_every, self.T = settings["save_every"], settings["steps"]
-        self.given_output = settings["output"]
         self.settings = {k: v for k, v in settings.items() if k not in INCIDENTAL}
         self.settings["device"] = settings["device"].split(":")[0]
-        self.t, self.seconds, self.smooth_loss = 0, 0.0, None
-        self.bar, self.log, self.stopping, self.start = None, None, False, None
+        self.t, self.smooth_loss, self.start = 0, None, None
+        self.bar, self.log, self.stopping = None, None, False
         self.checkpoint = folder / "checkpoint.pt"
         self.state = self.read_checkpoint() if resume and self.checkpoint.exists() else None
 
     def __enter__(self):
         self.began = time.perf_counter()
         if parallel.is_main():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.lock = hold(self.folder / ".lock", f"{self.folder}: another run is at work there")
+            self.lock = files.hold(self.folder / ".lock",
+                                   f"{self.folder}: another run is at work there")
             if is_taken(self.folder) and not (self.resume or self.overwrite):
-                let_go(self.lock)
+                files.let_go(self.lock)
                 raise UserError(f"{self.folder}: another run was there first; choose another "
                                 "--output")
-            remove_parts(self.folder)
+            files.remove_parts(self.folder)
             if not self.resume:
                 clear(self.folder)
-            write_json(self.folder / "run.json", {
+            files.write_json(self.folder / "run.json", {
                 **self.settings, **versions(), **origin.origin(self.settings["device"]),
                 "output": str(self.folder), "processes": parallel.world()})
         self.handler = signal.signal(signal.SIGINT, self.interrupt)
@@ -207,27 +199,27 @@ class Run:
     def __exit__(self, *error):
         self.end()
         if parallel.is_main():
-            let_go(self.lock)
+            files.let_go(self.lock)
 
     def end(self) -> None:
         """No more steps: the clock stops, and Python handles Ctrl-C again."""
         signal.signal(signal.SIGINT, self.handler)
-        self.seconds, self.began = self.elapsed(), None
+        self.seconds = self.elapsed()
         if self.bar is not None:
             self.bar.close()
             self.log.close()
 
     def elapsed(self) -> float:
         """Seconds of training, including those before an interruption."""
-        return self.seconds + (time.perf_counter() - self.began if self.began else 0)
+        return time.perf_counter() - self.began
 
     def interrupt(self, *_) -> None:
-        """Ctrl-C ends the run after the step under way; a second one ends it at once."""
+        """The first Ctrl-C ends the run after the current step; a second one ends it at once."""
         signal.signal(signal.SIGINT, self.handler)
         self.stopping = True
 
     def restore(self, parts: list, start: str) -> int:
-        """Put a checkpoint back, if there is one → the step to begin with.
+        """Restore the checkpoint, if there is one → the step to begin with.
 
         parts: objects with state_dict() and load_state_dict(); start: fingerprint of the matrices.
         """
@@ -236,7 +228,7 @@ class Run:
             self.load_state()
             say(f"going on from step {self.t} of {self.T}")
         elif self.resume:
-            say(f"{self.folder}: no checkpoint there yet, so it starts from step 0")
+            say(f"{self.folder}: no checkpoint yet, so the run starts from step 0")
         if parallel.is_main():
             self.open_log()
             self.bar = tqdm(total=self.T, initial=self.t, unit="step", mininterval=0.5,
@@ -245,7 +237,7 @@ class Run:
 
     @contextmanager
     def reading(self):
-        """Turn whatever goes wrong with the checkpoint into one line."""
+        """Make any error of reading the checkpoint one line."""
         try:
             yield
         except UserError:
@@ -256,7 +248,7 @@ class Run:
                             "starts anew") from error
 
     def read_checkpoint(self) -> dict:
-        """Read it before anything in the folder changes; other settings are refused."""
+        """Before anything in the folder changes; UserError if it was made with other settings."""
         with self.reading():
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
             check_same(self.checkpoint, json.loads(state["settings"]), self.settings)
@@ -267,7 +259,7 @@ class Run:
             state, self.state = self.state, None
             for part, saved in zip(self.parts, state["parts"], strict=True):
                 part.load_state_dict(saved)
-            self.t, self.seconds = int(state["t"]), float(state["seconds"])
+            self.t, self.began = int(state["t"]), self.began - float(state["seconds"])
             self.smooth_loss, self.start = float(state["smooth_loss"]), str(state["start"])
             if not 0 < self.t <= self.T:
                 raise ValueError(f"step {self.t} of {self.T}")
@@ -284,12 +276,8 @@ class Run:
         }, buffer)
         write_atomically(self.checkpoint, buffer.getbuffer())
 
-    def remove_checkpoint(self) -> None:
-        """The run is over, and its result is saved."""
-        self.checkpoint.unlink(missing_ok=True)
-
     def open_log(self) -> None:
-        """log.jsonl, without lines from after the checkpoint."""
+        """log.jsonl, without lines later than the checkpoint."""
         path = self.folder / "log.jsonl"
         lines = path.read_text().splitlines() if self.t and path.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < self.t]
@@ -297,7 +285,7 @@ class Run:
         self.log = open(path, "ab", buffering=0)  # a line is in the file as soon as it is written
 
     def step(self, t: int, loss: float, rates: list[float]) -> None:
-        """Call this after every optimiser step: bar, log, checkpoint, Ctrl-C."""
+        """To be called after every optimiser step: bar, log, checkpoint, Ctrl-C."""
         self.t = t + 1
         self.smooth_loss = (loss if self.smooth_loss is None
                             else 0.98 * self.smooth_loss + 0.02 * loss)
@@ -307,8 +295,8 @@ class Run:
             self.save()
         if self.stopping:
             self.save()
-            say(f"\nstopped after step {self.t}; go on with the same command and --resume"
-                + ("" if self.given_output else f" --output {self.folder}"))
+            say(f"\nstopped after step {self.t}; go on with the same command and --resume "
+                f"--output {self.folder}")
             raise KeyboardInterrupt
 
     def show(self, t: int, loss: float, rates: list[float]) -> None:
@@ -318,7 +306,7 @@ class Run:
         density = self.pruner.density()
         line = {"step": t, "loss": loss, "density": density, "penalty": self.pruner.penalty,
                 "lr": rates[0], "score_lr": rates[-1] if len(rates) > 1 else None}
-        with naming(self.folder / "log.jsonl"):
+        with files.naming(self.folder / "log.jsonl"):
             self.log.write(json.dumps(line).encode() + b"\n")
         shown = f"loss {self.smooth_loss:.3f} · density {density:.3f} · lr {rates[0]:.1e}"
         self.bar.set_postfix_str(shown, refresh=False)

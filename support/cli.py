@@ -4,8 +4,9 @@ import argparse
 import difflib
 import math
 import re
-import sys
-from pathlib import Path
+from collections.abc import Iterable
+
+from support.files import fail
 
 
 class Parser(argparse.ArgumentParser):
@@ -13,31 +14,26 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, formatter_class=Formatter, **kwargs)
-        self._positionals.title = "what it works on"
-
-    def flags(self) -> list[str]:
-        return [flag for action in self._actions for flag in action.option_strings]
 
     def parse_args(self, args=None, namespace=None):
-        found, unknown = self.parse_known_args(args, namespace)
+        parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            self.error(f"unknown argument {unknown[0]}" + nearest(unknown[0], self.flags()))
-        return found
+            near = nearest(unknown[0], self._option_string_actions)
+            self.error(f"unknown argument {unknown[0]}{near}")
+        return parsed
 
     def _check_value(self, action, value):
         if action.choices is not None and value not in action.choices:
-            known = [str(choice) for choice in action.choices]
-            raise argparse.ArgumentError(
-                action, f"{value!r} is not known{nearest(str(value), known)}"
-                f" (one of {', '.join(known)})")
+            near, known = nearest(value, action.choices), ", ".join(action.choices)
+            raise argparse.ArgumentError(action, f"{value!r} is not known{near} (one of {known})")
 
     def error(self, message):
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(2)
+        fail(message, 2)
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Help that fits a screen: a flag a line with its default, no blank lines between groups."""
+    """Help that fits on a screen: a line for each flag, with its default; no blank lines between
+    groups."""
 
     def __init__(self, prog):
         super().__init__(prog, max_help_position=24, width=100)
@@ -45,12 +41,8 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action):
         default = action.default
         unsaid = default is None or default is False or default is argparse.SUPPRESS  # 0 is said
-        if unsaid or "default" in (action.help or ""):
+        if unsaid or "default" in action.help:
             return action.help
-        if isinstance(default, list):
-            default = ",".join(default)
-        if isinstance(default, Path) and default.is_absolute():
-            default = default.name
         return f"{action.help} (default {default})".replace("%", "%%")
 
     def format_help(self):
@@ -58,8 +50,8 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
         return head + "\n\n" + "\n".join(groups)
 
 
-def nearest(word: str, known: list[str]) -> str:
-    """"; did you mean X?", or nothing when no known word is near."""
+def nearest(word: str, known: Iterable[str]) -> str:
+    """"; did you mean X?", or nothing if no known word is similar."""
     close = difflib.get_close_matches(word.split("=")[0], known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -71,10 +63,10 @@ def number(low: float, high: float, kind=float, open_low: bool = True):
         try:
             value = kind(text)
         except ValueError:
-            value = float("nan")
-        if (not ((low < value if open_low else low <= value) and value <= high)
-                or value == math.inf):
-            end = "" if high == float("inf") else f" and at most {high:g}"
+            value = math.nan
+        above = low < value or (low == value and not open_low)
+        if not (above and value <= high and value < math.inf):
+            end = "" if high == math.inf else f" and at most {high:g}"
             what = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(
                 f"{text!r} is not {what} {'above' if open_low else 'of at least'} {low:g}{end}")
@@ -83,7 +75,7 @@ def number(low: float, high: float, kind=float, open_low: bool = True):
     return parse
 
 
-positive = number(0, float("inf"))
+positive = number(0, math.inf)
 count = number(1, 1e9, int, open_low=False)
 share = number(0, 1, open_low=False)
 seed = number(0, 2**32 - 1, int, open_low=False)

@@ -1,21 +1,20 @@
-"""Fetch what is not generated: GLUE's and SQuAD's official files, and models from the Hub.
+"""Download what is not generated: GLUE's and SQuAD's official files, and models from the Hub.
 
     python train.py --task mnli --data download        the official archive, once, into the cache
     python train.py --model bert-base-uncased          a model id, into huggingface_hub's cache
 
-A file is accepted only with its published length and SHA-256, so what is in it needs no further
-check. A data folder is made under another name and renamed, so it is complete or absent. Tasks go
-by the names of their official folders: MNLI, SST-2, SQuAD.
+A file is accepted only with its published length and SHA-256, so its contents need no further
+check. A data folder is made under another name and then renamed: it is complete or absent. Tasks
+go by the names of their official folders: MNLI, SST-2, SQuAD.
 
-MOVEMENT_MIRROR replaces the official addresses by one under which all files of official_files.tsv
-lie by their names; it may hold a login, as in https://user:password@host/folder. Proxies come from
-http_proxy, https_proxy and no_proxy. For the Hub, HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE and HF_TOKEN
-mean what they mean to huggingface_hub.
+MOVEMENT_MIRROR is one address to use instead of the official ones: all files of official_files.tsv
+lie under it by name. Proxies come from http_proxy, https_proxy and no_proxy. HF_ENDPOINT, HF_HOME,
+HF_HUB_OFFLINE and HF_TOKEN are huggingface_hub's.
 """
 
-import base64
 import hashlib
 import os
+import re
 import shutil
 import sys
 import time
@@ -24,8 +23,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 from urllib.error import HTTPError
-from urllib.parse import unquote, urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import urlopen
 
 from tqdm import tqdm
 
@@ -40,7 +38,7 @@ from support.files import UserError, cache_path, cached, naming, read_lines, wri
 # github.com/huggingface/datasets (commit 040102f), recorded there for these addresses;
 # tensorflow/datasets has the same for all but QQP-clean.
 #
-# The tests use a server of their own and have never fetched from the real addresses.
+# The tests use a local server; they never contact the real addresses.
 
 TABLE = Path(__file__).with_name("official_files.tsv")
 
@@ -69,34 +67,18 @@ class Interrupted(Exception):
     """The connection or the server failed: another attempt may succeed."""
 
 
-def request_for(file: File) -> Request:
-    """A request for `file`, from the mirror if there is one; its full_url shows no login.
+def url_of(file: File) -> str:
+    """Where to download `file`: from the mirror, if there is one."""
+    base = os.environ.get("MOVEMENT_MIRROR") or file.base
+    if not re.fullmatch(r"https?://[^\s/@]+(/[^\s@]*)?", base):  # not shown: it may hold a password
+        raise UserError("MOVEMENT_MIRROR: write http://HOST/FOLDER or https://…, without a login")
+    return f"{base.rstrip('/')}/{file.name}"
 
-    The mirror's user and password become a header, since urllib takes none in an address.
-    """
+
+def body(url: str):
+    """The body of the reply in pieces. Errors of the caller, such as a full disk, pass through."""
     try:
-        address = urlsplit(os.environ.get("MOVEMENT_MIRROR") or file.base)
-        valid = address.scheme in ("http", "https") and address.hostname and address.port != 0
-    except ValueError:  # from urlsplit or port
-        valid = False
-    if not valid:
-        raise UserError("MOVEMENT_MIRROR: not an address of the form http://… or https://…")
-    login, _, host = address.netloc.rpartition("@")
-    request = Request(f"{address.scheme}://{host}{address.path.rstrip('/')}/{file.name}")
-    if login:  # "unredirected": not sent to another host that the mirror redirects to
-        encoded = base64.b64encode(unquote(login).encode()).decode()
-        request.add_unredirected_header("Authorization", f"Basic {encoded}")
-    return request
-
-
-def body(request: Request, size: int):
-    """The body of the reply in pieces. Errors of the disk, in the caller, are not caught here."""
-    url = request.full_url
-    try:
-        with urlopen(request, timeout=TIMEOUT) as reply:
-            if reply.length not in (None, size):
-                raise UserError(f"{url}: the server offers {reply.length:,} bytes, but {size:,} "
-                                "are published")
+        with urlopen(url, timeout=TIMEOUT) as reply:
             while chunk := reply.read(1 << 16):
                 yield chunk
     except HTTPError as error:
@@ -109,17 +91,15 @@ def body(request: Request, size: int):
 
 def receive(file: File, path: Path) -> None:
     """One attempt to write `file` to `path`, from its first byte."""
-    request, digest, size = request_for(file), hashlib.sha256(), 0
-    url = request.full_url
-    with naming(path), open(path, "wb") as out, tqdm(
-            total=file.size, desc=file.name, unit="B", unit_scale=True, disable=None) as bar:
-        for chunk in body(request, file.size):
+    url, digest, size = url_of(file), hashlib.sha256(), 0
+    with naming(path), open(path, "wb") as raw, tqdm.wrapattr(
+            raw, "write", total=file.size, desc=file.name, disable=None) as out:
+        for chunk in body(url):
             size += len(chunk)
             if size > file.size:
                 raise UserError(f"{url}: more than the published {file.size:,} bytes")
             digest.update(chunk)
             out.write(chunk)
-            bar.update(len(chunk))
     if size < file.size:
         raise Interrupted(f"{url}: the connection ended after {size:,} of {file.size:,} bytes")
     if digest.hexdigest() != file.sha256:
@@ -128,15 +108,14 @@ def receive(file: File, path: Path) -> None:
 
 def fetch(file: File, path: Path) -> None:
     """Download `file` to `path` in up to TRIES attempts."""
-    print(f"downloading {request_for(file).full_url} ({file.size / 1e6:.1f} MB)", file=sys.stderr,
-          flush=True)
+    print(f"downloading {url_of(file)} ({file.size / 1e6:.1f} MB)", file=sys.stderr)
     for attempt in range(1, TRIES + 1):
         try:
             return receive(file, path)
         except Interrupted as error:
             if attempt == TRIES:
                 raise UserError(f"{error} ({TRIES} attempts)") from None
-            print(f"note: {error}; trying again", file=sys.stderr, flush=True)
+            print(f"note: {error}; trying again", file=sys.stderr)
             time.sleep(PAUSE)
 
 
@@ -154,7 +133,7 @@ def extract(archive: Path, task: str, folder: Path) -> None:
 
 
 def convert_mrpc(downloads: Path, target: Path) -> None:
-    """MRPC's text files → GLUE's tables: pairs on the list of ids are dev, the others train."""
+    """MRPC's text files → GLUE's tables: listed pairs of ids are dev, the others train."""
     dev_ids = set(read_lines(downloads / "mrpc_dev_ids.tsv"))
     header, *rows = filter(None, read_lines(downloads / "msr_paraphrase_train.txt"))
     tables = {"train": [header], "dev": [header], "test": [header.replace("Quality", "index")]}
@@ -172,12 +151,12 @@ def make(task: str, folder: Path) -> None:
     """Download the files of a task and unpack them into folder/TASK."""
     downloads, files = folder / "downloads", files_of(task)
     downloads.mkdir()
-    for file in files:
-        try:
+    try:
+        for file in files:
             fetch(file, downloads / file.name)
-        except UserError as error:
-            raise UserError(f"{error}; try again, or put the official files into DIR/{task} "
-                            "yourself and give --data DIR") from None
+    except UserError as error:
+        raise UserError(f"{error}; try again, or put the official files into DIR/{task} "
+                        "yourself and give --data DIR") from None
     if task == "SQuAD":
         downloads.rename(folder / task)
         return
@@ -189,12 +168,12 @@ def make(task: str, folder: Path) -> None:
 
 
 def name_and_key(task: str) -> tuple[str, str]:
-    """For the cache. The number goes up when make() writes something else from the same files."""
+    """For the cache. Raise the number when make() writes something else from the same files."""
     return f"official-{task}", " ".join(["1", *(file.sha256 for file in files_of(task))])
 
 
 def is_there(task: str) -> bool:
-    """Whether official_files(task) would find the files in the cache."""
+    """Are the task's official files in the cache?"""
     return cache_path(*name_and_key(task)).exists()
 
 
@@ -220,7 +199,7 @@ def explain(name: str, error: Exception) -> str:
     hub, causes = constants.ENDPOINT, [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
-    known = {  # a restricted model counts as not found, too, so it comes first
+    known = {  # GatedRepoError is a RepositoryNotFoundError, so it comes first
         errors.HFValidationError: "no such folder, and a model id has the form NAME or ORG/NAME",
         errors.OfflineModeIsEnabled:
             f"HF_HUB_OFFLINE is set and {constants.HF_HUB_CACHE} does not hold the whole model; "
@@ -240,7 +219,7 @@ def explain(name: str, error: Exception) -> str:
 
 
 def model_is_there(name: str) -> bool:
-    """Whether the config and weights of a model are in huggingface_hub's cache; no network.
+    """Are a model's config and weights in huggingface_hub's cache? Uses no network.
 
     UserError if `name` is not a model id.
     """

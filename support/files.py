@@ -38,7 +38,7 @@ TORCH_ERRORS = {  # pattern in torch's message → what to say instead
 
 def run_main(main) -> None:
     """Run a command; an expected error becomes one clear line on stderr, not a traceback."""
-    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show λ prints a question mark
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show λ shows ?
         stream.reconfigure(errors="replace")
     try:
         main()
@@ -88,7 +88,7 @@ def check_writable(path: Path, file: bool = False) -> None:
 
 @contextmanager
 def naming(path: Path):
-    """Make write errors name the file; those of write() and flush() do not."""
+    """Make errors name the file, as those of write() and flush() do not."""
     try:
         yield
     except OSError as error:
@@ -119,7 +119,7 @@ def remove_parts(folder: Path) -> None:
 
 @contextmanager
 def whole_folder(folder: Path):
-    """Yield a folder to fill beside `folder`, then rename it to that: complete or not at all."""
+    """Yield a new folder to fill, then rename it to `folder`, which is complete or absent."""
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -131,26 +131,8 @@ def write_json(path: str | Path, value) -> None:
     write_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: str | Path) -> dict:
-    """A JSON object; a missing, broken or wrong file is a UserError that names it."""
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            value = json.load(file)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: broken JSON ({error.msg})") from None
-    except (RecursionError, ValueError) as error:  # deep nesting; numbers with thousands of digits
-        raise UserError(f"{path}: broken JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not a JSON object")
-    return value
-
-
 def read_lines(path: Path) -> Iterator[str]:
-    """Lines of a UTF-8 file without byte order mark and line ends; UserError if it is not one."""
+    """Lines of a UTF-8 file without line ends or byte-order mark; UserError if it is not one."""
     try:
         # in binary: text mode would also end lines at a lone carriage return within a text
         with open(path, "rb") as file:
@@ -163,22 +145,37 @@ def read_lines(path: Path) -> Iterator[str]:
         raise UserError(f"{path}:{number}: not UTF-8 text") from None
 
 
+def read_json(path: str | Path) -> dict:
+    """A JSON object; a missing, broken or wrong file is a UserError that names it."""
+    try:
+        value = json.loads("\n".join(read_lines(path)))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: broken JSON ({error.msg})") from None
+    except (RecursionError, ValueError) as error:  # deep nesting; numbers with thousands of digits
+        raise UserError(f"{path}: broken JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return value
+
+
 # ------------------------------------------------------------------------ locks and the cache
 #
-# The operating system frees a lock when its process dies, so a kill blocks nobody.
+# The operating system frees a lock when its process dies, so a killed process blocks no other.
 
 
 @contextmanager
 def locked(path: Path):
-    """Wait for the lock on `path`, then hold it; PATH.lock stays behind for the next process."""
+    """Wait for the lock on `path`, then hold it. PATH.lock and its folder are made, and stay."""
     check_writable(path.parent)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         yield
 
 
 def hold(path: Path, taken: str) -> FileLock:
-    """Lock the file `path` until let_go(lock); UserError(taken) if another process has it."""
+    """Lock the file `path`, made if need be with its folder, until let_go(lock).
+
+    UserError(taken) if another process holds it.
+    """
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)

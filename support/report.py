@@ -1,7 +1,6 @@
-"""What is measured of a run and what it says: the block before training, the table after it."""
+"""What a run reports: the block before training, its metrics.json, the table at the end."""
 
-import math
-import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -18,7 +17,7 @@ def say(text: str) -> None:
 
 
 def sizes(model, pruner) -> dict:
-    """Counts and densities of the finished model, each with its own denominator."""
+    """Counts of the finished model's parameters, and densities, each with its own denominator."""
     matrices = [m.weight.detach() for m in pruner.matrices]
     nonzero = sum(int(torch.count_nonzero(W)) for W in matrices)
     entries = sum(W.numel() for W in matrices)
@@ -50,17 +49,18 @@ def is_on_target(pruner, settings, density: float) -> bool:
     return False
 
 
-def warn_of_one_class(labels: tuple[str, ...], predictions: dict) -> None:
-    """`predictions`: split → class numbers (rows,). A run that lost its task gives one class."""
-    if labels and len(set().union(*predictions.values())) == 1:
-        say("WARNING: every row got the same class, so the model no longer tells rows apart; a "
-            "lower --lr or a higher --hold, so that pruning begins later, may prevent that")
+def summary(settings, prepared, pruner, metrics: dict, collapsed: bool, run) -> dict:
+    """The contents of metrics.json. `prepared`: train.Prepared, `run`: checkpoints.Run.
 
-
-def summary(settings, prepared, pruner, metrics: dict, run) -> dict:
-    """metrics.json. `prepared`: train.Prepared, `run`: checkpoints.Run."""
+    metrics: by name, those of --held-out with a name that ends in _held_out.
+    """
+    if collapsed:
+        say("WARNING: the task is lost: the model does no better than one that has not read the "
+            "text. A lower --lr, more --steps or a higher --hold, so that pruning begins later and "
+            "goes slower, may prevent that")
     size = sizes(prepared.model, pruner)
     named = settings.data in ("sample", "download")
+    held_out = {name for name in metrics if name.endswith("_held_out")}
     return {
         "task": settings.task,
         "data": settings.data if named else Path(settings.data).resolve().name,
@@ -68,9 +68,11 @@ def summary(settings, prepared, pruner, metrics: dict, run) -> dict:
         "scope": settings.scope if pruner.method.ranked else "global",
         "keep": settings.keep if settings.penalty is None else None, **size,
         "penalty": pruner.penalty if pruner.method.penalised else None,
-        "on_target": is_on_target(pruner, settings, size["density"]), "metrics": metrics,
+        "on_target": is_on_target(pruner, settings, size["density"]), "collapsed": collapsed,
+        "metrics": {name: value for name, value in metrics.items() if name not in held_out},
+        "held_out_metrics": {name.removesuffix("_held_out"): metrics[name] for name in held_out},
         "train_rows": len(prepared.rows), "train_inputs": len(prepared.features),
-        "eval_rows": sum(len(rows) for rows, _ in prepared.evaluated.values()),
+        "eval_rows": sum(len(prepared.evaluated[split][0]) for split in prepared.task.dev),
         "steps": settings.steps, "train_seconds": run.seconds, "seed": settings.seed,
         "teacher": settings.teacher, "freeze": settings.freeze, "precision": settings.precision,
         "start_fingerprint": run.start,  # of the matrices before training
@@ -81,7 +83,7 @@ def summary(settings, prepared, pruner, metrics: dict, run) -> dict:
 
 
 def aim(settings, pruner) -> str:
-    """What the method is asked for."""
+    """The method, what it aims at, and its learning rates."""
     if settings.penalty is not None:
         text = f"λ fixed at {settings.penalty:g} (the density follows from it)"
     elif pruner.method.penalised:
@@ -105,15 +107,15 @@ def source(data: str) -> str:
             "download": "official files"}.get(data, data)
 
 
-def evaluation_rows(settings, evaluated: dict) -> str:
+def evaluation_rows(evaluated: dict) -> str:
     """How many rows of each split are evaluated on. `evaluated`: split → (rows, features)."""
     counts = " + ".join(f"{len(rows):,}{split.replace('_', ' ')}"
                         for split, (rows, _) in evaluated.items())
-    return f"{counts} evaluation rows" + " held out of training" * bool(settings.held_out)
+    return f"{counts} evaluation rows"
 
 
 def plan(pruner, keep: float) -> str:
-    """What the schedule sets, at a few steps."""
+    """What the schedule sets at a few steps."""
     schedule, T = pruner.schedule, pruner.schedule.T
     if pruner.method.ranked:
         name, value = "kept", lambda t: schedule.keep(t, keep)
@@ -129,7 +131,7 @@ def plan(pruner, keep: float) -> str:
 
 
 def notes(rows, evaluated: dict) -> str:
-    """Rows that are not used as they are."""
+    """How many rows or answers are left out, if any."""
     skipped = sum(getattr(r, "skipped", 0) for r in (rows, *(r for r, _ in evaluated.values())))
     if skipped:
         return f"{skipped} rows without a label, or torn, are left out"
@@ -139,7 +141,7 @@ def notes(rows, evaluated: dict) -> str:
 
 
 def describe(settings, prepared, pruner, folder: Path, weights: str, why: str) -> str:
-    """The block that says what will happen before it happens.
+    """The block that is printed before training.
 
     weights: a remark on the starting weights; why: the reason for the precision.
     """
@@ -153,7 +155,7 @@ def describe(settings, prepared, pruner, folder: Path, weights: str, why: str) -
     lines = {
         "task": f"{settings.task} · {kind}",
         "data": f"{source(settings.data)} · {len(rows):,} training rows{windows} · "
-                f"{evaluation_rows(settings, prepared.evaluated)}",
+                f"{evaluation_rows(prepared.evaluated)}",
         "model": f"{settings.model} · {parameters / 1e6:.1f} M parameters, {entries / 1e6:.1f} M "
                  f"of them in {len(pruner.matrices)} matrices to prune{weights}",
         "new": ", ".join(prepared.fresh) + " (randomly initialised)" if prepared.fresh
@@ -170,8 +172,10 @@ def describe(settings, prepared, pruner, folder: Path, weights: str, why: str) -
 
 
 def result(metrics: dict, folder: Path) -> str:
-    """The table of a finished run, and what to do next; `metrics`: its metrics.json."""
-    values = metrics["metrics"] | {"density": metrics["density"]}
+    """The table at the end of a run, and what to do next; `metrics`: its metrics.json."""
+    held_out = {f"{name}_held_out": value
+                for name, value in metrics.get("held_out_metrics", {}).items()}
+    values = metrics["metrics"] | held_out | {"density": metrics["density"]}
     width = max(map(len, values))
     table = "\n".join(f"  {name:{width}}  {value:8.4g}" for name, value in values.items())
     return (f"{table}\n  {metrics['nonzero_parameters']:,} non-zero parameters in the encoder's "
@@ -180,7 +184,7 @@ def result(metrics: dict, folder: Path) -> str:
             f"next: python evaluate.py {folder}, or python export.py {folder}")
 
 
-# ------------------------------------------------------------------------------- a dry run
+# ------------------------------------------------------------------------------ a dry run
 
 
 def preparations(steps: list[str]) -> str:
@@ -191,18 +195,14 @@ def preparations(steps: list[str]) -> str:
 
 def matmul_speed(device: str, precision: str, tokens: int, width: int) -> float:
     """Floating-point operations a second of the run's typical matrix product."""
+    from torch.utils.benchmark import Timer  # slow to import
+
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
     x = torch.randn(tokens, width, device=device, dtype=kind)
     W = torch.randn(width, 4 * width, device=device, dtype=kind)
-    x @ W  # warms up
-    best, start = math.inf, time.perf_counter()
-    while best == math.inf or time.perf_counter() - start < 0.25:
-        began = time.perf_counter()
-        for _ in range(5):
-            y = x @ W
-        float(y[0, 0])  # waits for a GPU
-        best = min(best, time.perf_counter() - began)  # other programs can only slow it down
-    return 5 * 2 * tokens * width * 4 * width / best
+    timer = Timer("x @ W", globals={"x": x, "W": W}, num_threads=torch.get_num_threads())
+    seconds = timer.blocked_autorange(min_run_time=0.25).median
+    return 2 * tokens * width * 4 * width / seconds
 
 
 def estimate(settings, features, model, pruner) -> str:
@@ -223,13 +223,7 @@ def estimate(settings, features, model, pruner) -> str:
     # two operations per weight and token forward, four backward; half of the peak speed is usual
     work = 6 * entries * tokens * settings.steps
     speed = matmul_speed(settings.device, settings.precision, int(tokens), c.hidden_size)
+    time = timedelta(seconds=round(work / (0.5 * speed)))
     return (f"dry run   {settings.steps:,} steps of {tokens:,.0f} tokens · memory about "
             f"{(fixed + activations) / 1e9:.1f} GB ({fixed / 1e9:.1f} for weights and optimiser)"
-            f" · time about {duration(work / (0.5 * speed))} on this machine · nothing was trained")
-
-
-def duration(seconds: float) -> str:
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} seconds"
+            f" · time about {time} (h:mm:ss) on this machine · nothing was trained")

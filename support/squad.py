@@ -1,7 +1,7 @@
 """SQuAD v1.1 (Rajpurkar et al. 2016, arXiv 1606.05250): questions, windows, answers, EM and F1.
 
     questions = squad.read(Path("glue/SQuAD/dev-v1.1.json"))
-    windows = squad.encode(questions, tokenizer)              (data.encode makes them features)
+    windows = data.SpanFeatures(**squad.encode(questions, tokenizer), pad=0)
     predictions, nbest = squad.decode(questions, windows, logits)
     squad.metrics(predictions, questions)                     → {"exact_match": …, "f1": …}
 
@@ -123,18 +123,6 @@ def read(path: Path) -> Questions:
 # ---------------------------------------------------------------- windows and their labels
 
 
-class Windows(NamedTuple):
-    """The tokens of all windows, one window after another."""
-
-    ids: np.ndarray  # (tokens,) int32
-    starts: np.ndarray  # (windows + 1,) where in `ids` each window begins
-    first: np.ndarray  # (windows,) tokens before those of the context: [CLS] question [SEP]
-    labels: np.ndarray  # (windows, 2) first and last token of the answer within the window
-    row: np.ndarray  # (windows,) number of the question, ascending
-    offsets: np.ndarray  # (tokens, 2) int32, characters of the context; −1 outside it
-    home: np.ndarray  # (tokens,) bool, see home_tokens; false outside the context
-
-
 def tokenise(texts: list[str], tokenizer: Tokenizer) -> list[tuple[np.ndarray, np.ndarray]]:
     """Each text's tokens (n,) and the characters [start, end) they stand for (n, 2), as int32."""
     tokens = []
@@ -145,7 +133,7 @@ def tokenise(texts: list[str], tokenizer: Tokenizer) -> list[tuple[np.ndarray, n
 
 
 def token_span(question: Question, offsets: np.ndarray) -> tuple[int, int] | None:
-    """First and last token of the context that overlap the first answer which is in place.
+    """First and last token of the context that overlap the first answer that is in place.
 
     An answer that begins or ends inside a token, such as the 5 of "15", gets the whole token.
     """
@@ -158,17 +146,16 @@ def token_span(question: Question, offsets: np.ndarray) -> tuple[int, int] | Non
 
 
 def split(tokens: int, room: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
-    """Begins and ends, (windows,) each, of a context's windows of at most `room` tokens."""
+    """Where a context's windows of at most `room` tokens begin and end, (windows,) each."""
     begins = np.arange(0, max(0, tokens - room) + stride, stride)  # the last one reaches the end
     return begins, np.minimum(begins + room, tokens)
 
 
 def home_tokens(begins: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
-    """For each window of one context, which of its tokens have most context in this window.
+    """For each window of one context, which of its tokens have more context here than in others.
 
-    As in BERT's run_squad.py, a token's context is the number of its neighbours to the left or to
-    the right, whichever is smaller, plus 0.01 for each token of the window; the first window wins
-    a tie.
+    As in BERT's run_squad.py, a token's context is the smaller of its numbers of neighbours to the
+    left and to the right, plus 0.01 for each token of the window; the first window wins a tie.
     """
     t = np.arange(ends[-1])  # (T,)
     left, right = t - begins[:, None], ends[:, None] - 1 - t  # (W, T)
@@ -197,12 +184,14 @@ def question_windows(query, context_ids, context_offsets, answer, room, stride, 
 
 
 def encode(questions: Questions, tokenizer: Tokenizer, max_length: int = 384,
-           doc_stride: int = 128, max_query: int = 64, training: bool = False) -> Windows:
+           doc_stride: int = 128, max_query: int = 64, training: bool = False) -> dict:
     """Windows of at most max_length tokens, which begin doc_stride tokens of the context apart.
 
     Questions are shortened to max_query tokens. With training=True, those without an answer in
-    place are left out. The tokenizer must not truncate (support/tokenizer.py). UserError if
-    max_length is too short, or if nothing is left to train on.
+    place are left out. The tokenizer must not truncate (support/tokenizer.py).
+
+    Returns the arrays of data.SpanFeatures by name; `first` counts [CLS] question [SEP].
+    Raises UserError if max_length is too short, or if nothing is left to train on.
     """
     shortest = max_query + doc_stride + 3
     if max_length < shortest:
@@ -222,12 +211,12 @@ def encode(questions: Questions, tokenizer: Tokenizer, max_length: int = 384,
             windows += [(row, *window) for window in question_windows(
                 query, *context, answer, room, doc_stride, cls, sep)]
     if not windows:
-        raise UserError("SQuAD's training file: no answer is where its answer_start says: "
-                        "nothing to train on")
+        raise UserError("SQuAD's training file: no answer is where its answer_start says, so there "
+                        "is nothing to train on")
     row, first, labels, ids, offsets, home = zip(*windows)
-    starts = np.cumsum([0, *map(len, ids)])
-    return Windows(np.concatenate(ids), starts, np.array(first), np.array(labels), np.array(row),
-                   np.concatenate(offsets), np.concatenate(home))
+    return {"ids": np.concatenate(ids), "starts": np.cumsum([0, *map(len, ids)]),
+            "first": np.array(first), "labels": np.array(labels), "row": np.array(row),
+            "offsets": np.concatenate(offsets), "home": np.concatenate(home)}
 
 
 # ------------------------------------------------------------------------------- answers
@@ -258,14 +247,14 @@ def copy_text(context: str, start: int, end: int) -> str:
     return context[start:end]
 
 
-def decode(questions: Questions, windows: Windows, logits: list[np.ndarray],
+def decode(questions: Questions, windows, logits: list[np.ndarray],
            n_best: int = 20, max_answer: int = 30) -> tuple[dict, dict]:
     """Logits, (tokens, 2) per window → {id: text} and {id: [the n best answers, best first]}.
 
-    windows: of all these questions, as Windows or data.SpanFeatures. The best spans of all windows
-    of a question compete by the sum of their logits; ties go to the earlier. Each of the n best
-    has "text", "start_logit", "end_logit" and "probability", the softmax over these n. The answer
-    from a context without tokens is "".
+    windows: data.SpanFeatures of all these questions. The best spans of all windows of a question
+    compete by the sum of their logits; ties go to the earlier. Each of the n best has "text",
+    "start_logit", "end_logit" and "probability", the softmax over these n. The answer from a
+    context without tokens is "".
     """
     candidates = [[] for _ in questions.rows]  # (score, start logit, end logit, start, end)
     for w, (row, z) in enumerate(zip(windows.row, logits)):
@@ -297,7 +286,7 @@ def write(folder: Path, predictions: dict, nbest: dict) -> None:
 
 
 def normalise(text: str) -> str:
-    """As the official script: lower case, no ASCII punctuation, no articles, single spaces."""
+    """As in the official script: lower case, no ASCII punctuation, no articles, single spaces."""
     text = "".join(c for c in text.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 

@@ -21,7 +21,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         path = self.path.partition("?")[0]
         self.server.asked.append(path)
-        self.server.authorization = self.headers["Authorization"]
         moods = self.server.moods.get(path, [])
         mood = moods.pop(0) if moods else ""
         code, headers, body = self.server.answer(path)

@@ -69,7 +69,7 @@ FILES = {  # command, change to the folder, what is said
     "squad: cut": ((*AGAIN, *SQUAD), put(SQUAD_DEV, json.dumps(squad())[:99]),
                    "dev-v1.1.json:1: broken JSON"),
     "squad: not UTF-8": ((*AGAIN, *SQUAD), put(SQUAD_DEV, b'{"data": "\xe9"}'),
-                         "dev-v1.1.json: not UTF-8"),
+                         "dev-v1.1.json:1: not UTF-8"),
     "squad: no answer is there": (
         (*AGAIN, *SQUAD), put("data/SQuAD/train-v1.1.json", squad(text="z")),
         "no answer is where"),

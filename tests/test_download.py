@@ -99,9 +99,9 @@ def test_addresses_are_the_official_ones_unless_there_is_a_mirror(
         folder, official, mirrored, monkeypatch):
     monkeypatch.delenv("MOVEMENT_MIRROR", raising=False)
     file = download.files_of(folder)[0]
-    assert download.request_for(file).full_url == official
+    assert download.url_of(file) == official
     monkeypatch.setenv("MOVEMENT_MIRROR", "http://mirror/all/")
-    assert download.request_for(file).full_url == f"http://mirror/all/{mirrored}"
+    assert download.url_of(file) == f"http://mirror/all/{mirrored}"
 
 
 @pytest.mark.parametrize("name", sorted(set(data.TASKS) - {"mrpc", "squad"}))
@@ -179,7 +179,7 @@ def test_one_passing_failure_is_no_error(cola, capsys, mood):
     ("drop", 3, r"the connection failed \(.*\) \(3 attempts\)"),
     ("500", 3, r"the server answers 500 .* \(3 attempts\)"),
     ("404", 1, "the server answers 404 Not Found"),
-    ("longer", 1, "the server offers [0-9,]+ bytes, but [0-9,]+ are published"),
+    ("longer", 1, "more than the published [0-9]+ bytes"),
 ])
 def test_a_failure_is_an_error_with_address_and_advice(cola, mood, attempts, message):
     cola.moods["/CoLA.zip"] = [mood] * attempts
@@ -204,27 +204,13 @@ def test_no_server(cola):
     assert re.match(rf"{cola.url}/CoLA.zip: the connection failed \(.*refused", refusal())
 
 
-@pytest.mark.parametrize("mirror, message", [
-    ("mirror", "MOVEMENT_MIRROR: not an address of the form"),
-    ("file:///secret", "MOVEMENT_MIRROR: not an address of the form"),
-    ("http://user:secret@[::1", "MOVEMENT_MIRROR: not an address of the form"),
-    ("http://user:not/the/secret@host", "MOVEMENT_MIRROR: not an address of the form"),
-    ("http://user:secret@my mirror", "http://my mirror/CoLA.zip: the connection failed"),
-])
-def test_unusable_mirrors(cola, monkeypatch, mirror, message):
+@pytest.mark.parametrize("mirror", [
+    "mirror", "file:///secret", "http://user:secret@[::1", "http://user:not/the/secret@host",
+    "http://user:secret@my mirror", "http://my secret mirror"])
+def test_unusable_mirrors(cola, monkeypatch, mirror):
     monkeypatch.setenv("MOVEMENT_MIRROR", mirror)
     said = refusal()
-    assert said.startswith(message) and "secret" not in said
-
-
-def test_a_mirrors_login_is_used_but_not_shown(cola, monkeypatch, capsys):
-    monkeypatch.setenv("MOVEMENT_MIRROR", cola.url.replace("//", "//me:s%40cret@"))
-    cola.moods["/CoLA.zip"] = ["503", "401"]
-    said = refusal() + capsys.readouterr().err
-    assert said.startswith(f"{cola.url}/CoLA.zip: the server answers 401")
-    assert "me:" not in said and "cret" not in said
-    assert cola.authorization == "Basic bWU6c0BjcmV0"  # base64 of me:s@cret
-    assert download.official_files("CoLA").exists()
+    assert said.startswith("MOVEMENT_MIRROR: write http://HOST/FOLDER") and "secret" not in said
 
 
 # ----------------------------------------------------------------- more than one process

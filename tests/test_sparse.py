@@ -60,7 +60,7 @@ def test_a_row_of_the_measurement():
 
 
 def test_the_command_writes_its_rows(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sparse, "MODELS", {"tiny": SMALL})
+    monkeypatch.setattr(sparse, "MODELS", {"MiniLM": SMALL})
     monkeypatch.setattr("sys.argv", ["sparse", "--quick", "--csv", str(tmp_path / "rows.csv")])
     sparse.main()
     rows = list(csv.DictReader(open(tmp_path / "rows.csv")))

@@ -41,8 +41,8 @@ def ask(context, answer, start=None, question="q", id="1"):
 
 
 def encode(questions, tokenizer, max_length=20, doc_stride=4, max_query=8, training=False):
-    windows = squad.encode(questions, tokenizer, max_length, doc_stride, max_query, training)
-    return data.SpanFeatures(**windows._asdict(), pad=0)
+    arrays = squad.encode(questions, tokenizer, max_length, doc_stride, max_query, training)
+    return data.SpanFeatures(**arrays, pad=0)
 
 
 def labelled(questions, features, w):

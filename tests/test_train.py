@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from argparse import Namespace
 from dataclasses import replace
 
 import numpy as np
@@ -13,9 +14,9 @@ from tiny import SQUAD, check_refused, digests
 
 import bert
 import data
+import evaluate
 import masking
 import train
-from support import report
 
 
 def metrics_of(folder):
@@ -182,12 +183,30 @@ def test_scores_have_a_group_of_their_own_without_decay():
     assert not {id(m.W) for m in pruner.matrices} & {id(p) for p in weights["params"]}
 
 
-def test_one_class_for_all_rows_is_told(capsys):
-    def told(task, **splits):
-        predictions = {split: np.array(classes) for split, classes in splits.items()}
-        report.warn_of_one_class(data.TASKS[task].labels, predictions)
-        return "every row got the same class" in capsys.readouterr().out
+def test_a_lost_task_is_recognised():
+    """One class for all rows, or an accuracy no better than that: 2 errors of 400 rows are 5 %."""
+    labels = np.repeat([0, 1], 200)
 
-    assert told("mnli", matched=[1, 1, 1], mismatched=[1, 1])
-    assert not told("mnli", matched=[1, 1, 1], mismatched=[2, 2])
-    assert not told("stsb", all=[2.5, 2.5]) and not told("squad", all=[1, 1])
+    def collapsed(task, predictions, labels=labels, **metrics):
+        features = Namespace(labels=labels)
+        splits = data.TASKS[task].dev
+        return evaluate.has_collapsed(
+            data.TASKS[task], dict.fromkeys(splits, (None, features)), metrics,
+            dict.fromkeys(splits, np.asarray(predictions)))
+
+    right_in_54, right_in_56 = (np.concatenate([labels[:n], 1 - labels[n:]]) for n in (216, 224))
+    assert collapsed("sst2", np.ones(400)) and collapsed("sst2", right_in_54)
+    assert not collapsed("sst2", right_in_56)
+    assert collapsed("mrpc", np.ones(400), labels=np.repeat([1, 0], [399, 1]))  # 99.75 % right
+    assert collapsed("squad", [], f1=14.9) and not collapsed("squad", [], f1=15.1)
+    assert not collapsed("stsb", np.full(400, 2.5))
+
+
+def test_a_held_out_share_is_measured_beside_the_evaluation_rows(place):
+    printed = place.train("--held-out", 0.1, output="new").succeeded()
+    metrics = metrics_of(place.folder / "new")
+    assert set(metrics["metrics"]) == set(metrics["held_out_metrics"]) == {"accuracy"}
+    assert (metrics["train_rows"], metrics["eval_rows"]) == (36, 40)
+    assert "40 + 4 held out evaluation rows" in printed and "accuracy_held_out" in printed
+    assert type(metrics["collapsed"]) is bool
+    assert metrics["collapsed"] == ("WARNING: the task is lost" in printed)

@@ -36,8 +36,8 @@ class Part:
     W: np.ndarray
     M: np.ndarray  # bool
     W0: np.ndarray | None = None  # None where the starting weights cannot be read
-    S: np.ndarray | None = None  # only of methods with scores
-    ever_pruned: np.ndarray | None = None  # bool: was its mask 0 at any step?
+    S: np.ndarray | None = None  # only for methods with scores
+    ever_pruned: np.ndarray | None = None  # bool: was the mask 0 at any step?
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Anatomy:
     label: str
     method: str
     parts: list[Part]
-    heads: int  # of a layer
+    heads: int  # in a layer
     metrics: dict  # its metrics.json
     note: str = ""  # why there are no starting weights
 
@@ -59,7 +59,7 @@ class Anatomy:
         return next(p for p in self.parts if (p.layer, p.name) == (layer, name))
 
 
-# ------------------------------------------------------------------------------- reading it
+# ---------------------------------------------------------------------------------- reading
 
 
 def read(run: Path) -> Anatomy:
@@ -76,10 +76,10 @@ def read(run: Path) -> Anatomy:
 
 def assemble(run: Path, metrics: dict, settings: dict, pruning: dict[str, np.ndarray]) -> Anatomy:
     """`pruning`: the arrays of pruning.safetensors."""
-    weights, method = bert.read_weights(run), metrics["method"]
+    weights, config, method = bert.read_weights(run), bert.read_config(run)[0], metrics["method"]
     start, note = starting_weights(settings["model"], metrics.get("start_fingerprint"))
     parts = []
-    for name, (layer, kind) in matrix_names(run).items():
+    for name, (layer, kind) in matrix_names(config).items():
         W = weights[name].float().numpy().copy()
         M, S, ever_pruned = np.ones(W.shape, bool), pruning.get(f"{name}.scores"), None
         if method != "dense":
@@ -91,20 +91,13 @@ def assemble(run: Path, metrics: dict, settings: dict, pruning: dict[str, np.nda
         parts.append(Part(layer, kind, W, M, start.get(name), S, ever_pruned))
     label = f"{method_name(method)}, {100 * metrics['density']:.3g} %"
     label += ", global" * (settings.get("scope") == "global")
-    heads = bert.read_config(run)[0].num_attention_heads
-    return Anatomy(label, method, parts, heads, metrics, note)
+    return Anatomy(label, method, parts, config.num_attention_heads, metrics, note)
 
 
-def matrix_names(folder: Path) -> dict[str, tuple[int, str]]:
+def matrix_names(config: bert.Config) -> dict[str, tuple[int, str]]:
     """Hugging Face's name of each matrix that is pruned → its layer, its name in the tables."""
-    with torch.device("meta"):  # names alone, no weights
-        model = bert.create(bert.read_config(folder)[0], "classification")
-    names = {}
-    for name in map(bert.to_hf_name, masking.encoder_matrices(model)):
-        # bert.encoder.layer.0.attention.self.query.weight
-        layer, kind = name.removeprefix("bert.encoder.layer.").split(".", 1)
-        names[name] = int(layer), MATRICES[kind.removesuffix(".weight")]
-    return names
+    return {f"bert.encoder.layer.{layer}.{hf_name}.weight": (layer, name)
+            for layer in range(config.num_hidden_layers) for hf_name, name in MATRICES.items()}
 
 
 def unpack_bits(packed: np.ndarray, shape) -> np.ndarray:
@@ -112,9 +105,9 @@ def unpack_bits(packed: np.ndarray, shape) -> np.ndarray:
 
 
 def starting_weights(model: str, fingerprint: str | None) -> tuple[dict[str, np.ndarray], str]:
-    """→ matrices before training by Hugging Face's names, and why there are none.
+    """→ matrices before training by Hugging Face's names, or none, and why there are none.
 
-    `fingerprint`: of the matrices that the run started from, where it recorded one.
+    `fingerprint`: of the matrices that the run started from, if it recorded one.
     """
     if pretrain.is_untrained(model):
         return {}, "it started from random weights: nothing to compare with"
@@ -122,7 +115,7 @@ def starting_weights(model: str, fingerprint: str | None) -> tuple[dict[str, np.
         folder = evaluate.model_folder(model)
         weights = {bert.to_hf_name(bert.from_hf_name(name)): tensor.float()
                    for name, tensor in bert.read_weights(folder).items()}
-        matrices = {name: weights[name] for name in matrix_names(folder)}
+        matrices = {name: weights[name] for name in matrix_names(bert.read_config(folder)[0])}
     except (UserError, KeyError) as error:
         return {}, f"without the starting weights ({error})"
     if fingerprint and fingerprint != checkpoints.fingerprint(matrices):
@@ -130,40 +123,37 @@ def starting_weights(model: str, fingerprint: str | None) -> tuple[dict[str, np.
     return {name: tensor.numpy() for name, tensor in matrices.items()}, ""
 
 
-# ------------------------------------------------------------------------------- measuring it
+# -------------------------------------------------------------------------------- measuring
 
 
-def totals(part: Part) -> dict[str, np.ndarray]:
-    """Of one matrix, name → (sum, number of weights that it is over):
+def flat(parts: list[Part], name: str) -> np.ndarray:
+    """The entries of all these matrices' "W", "M", …, one after another."""
+    return np.concatenate([getattr(part, name).ravel() for part in parts])
 
-    density, over all; how far weights moved, in standard deviations of W0, over the kept and over
-    the pruned ones; how many of the kept grew in size or changed sign; how many of those pruned at
-    any step came back.
+
+def row_of(layer, matrix: str, parts: list[Part]) -> dict:
+    """A row of the table, over all these matrices.
+
+    density; how far weights moved, in standard deviations of their W0, on average over the kept and
+    over the pruned ones; shares of the kept ones that grew in size or changed sign; the share of
+    those pruned at any step that came back.
     """
-    W, M, W0 = part.W, part.M, part.W0
-    sums = {"density": (M.sum(), M.size)}
-    if W0 is not None:
-        moved = np.abs(W - W0) / W0.std()
-        sums |= {"moved_kept": (moved[M].sum(dtype=np.float64), M.sum()),
-                 "moved_pruned": (moved[~M].sum(dtype=np.float64), (~M).sum()),
-                 "grown": ((np.abs(W) > np.abs(W0))[M].sum(), M.sum()),
-                 "flipped": ((W * W0 < 0)[M].sum(), M.sum())}
-    if part.ever_pruned is not None:
-        sums["came_back"] = (M[part.ever_pruned].sum(), part.ever_pruned.sum())
-    return {name: np.array(pair, np.float64) for name, pair in sums.items()}
-
-
-def row_of(layer, matrix: str, parts: list[dict]) -> dict:
-    """A row of the table; `parts`: the totals of each matrix that it is about."""
-    sums = {name: sum(part[name] for part in parts) for name in parts[0]}
-    kept, entries = map(int, sums["density"])
-    return {"layer": layer, "matrix": matrix, "entries": entries, "kept": kept} | {
-        name: float(total / count) for name, (total, count) in sums.items() if count}
+    M = flat(parts, "M")  # (entries,)
+    means = {"density": M}
+    if parts[0].W0 is not None:
+        W, W0 = flat(parts, "W"), flat(parts, "W0")
+        moved = np.concatenate([np.abs(p.W - p.W0).ravel() / p.W0.std() for p in parts])
+        means |= {"moved_kept": moved[M], "moved_pruned": moved[~M],
+                  "grown": (np.abs(W) > np.abs(W0))[M], "flipped": (W * W0 < 0)[M]}
+    if parts[0].ever_pruned is not None:
+        means["came_back"] = M[flat(parts, "ever_pruned")]
+    row = {"layer": layer, "matrix": matrix, "entries": M.size, "kept": int(M.sum())}
+    return row | {name: float(x.mean(dtype=np.float64)) for name, x in means.items() if x.size}
 
 
 def dead_units(a: Anatomy, layer: int) -> dict[str, int]:
-    """Attention heads and feed-forward neurons of a layer without effect: everything that leads
-    into them, or everything that leads out, is pruned."""
+    """How many attention heads and feed-forward neurons of a layer have no effect: everything that
+    leads into them, or everything that leads out, is pruned."""
     value, output, into, out = (a.get(layer, name).M
                                 for name in ("value", "output", "ffn in", "ffn out"))
     alive_in = value.any(1).reshape(a.heads, -1).any(1)  # value (H, H): a head is rows
@@ -174,30 +164,27 @@ def dead_units(a: Anatomy, layer: int) -> dict[str, int]:
 
 def table(a: Anatomy) -> list[dict]:
     """A row for each matrix, then one for each layer, then one for all."""
-    sums = [totals(part) for part in a.parts]
-    matrices = [row_of(p.layer + 1, p.name, [s]) for p, s in zip(a.parts, sums)]
-    layers = [row_of(layer + 1, "all", [s for p, s in zip(a.parts, sums) if p.layer == layer])
+    matrices = [row_of(p.layer + 1, p.name, [p]) for p in a.parts]
+    layers = [row_of(layer + 1, "all", [p for p in a.parts if p.layer == layer])
               | dead_units(a, layer) for layer in range(a.layers)]
-    whole = row_of("all", "all", sums) | {
+    whole = row_of("all", "all", a.parts) | {
         name: sum(row[name] for row in layers) for name in ("dead_heads", "dead_neurons")}
     return [{"run": a.label} | row for row in (*matrices, *layers, whole)]
 
 
+def layer_rows(rows: list[dict]) -> list[dict]:
+    """Those of a table's rows that are about a whole layer."""
+    return [row for row in rows if row["matrix"] == "all" and row["layer"] != "all"]
+
+
 def text(a: Anatomy, rows: list[dict]) -> str:
-    """The table for reading: one line for each layer, with the density of each matrix in %."""
-    lines = [f"{a.label}" + (f" · {a.note}" if a.note else ""),
-             "layer   " + "".join(f"{name:>9}" for name in MATRICES.values())
-             + "      all  dead heads  dead neurons"]
-    for layer in range(1, a.layers + 1):
-        by_matrix = {row["matrix"]: row for row in rows if row["layer"] == layer}
-        densities = [by_matrix[name]["density"] for name in (*MATRICES.values(), "all")]
-        lines.append(f"{layer:<8}" + "".join(f"{100 * density:8.2f}%" for density in densities)
-                     + "{dead_heads:>12}{dead_neurons:>14}".format(**by_matrix["all"]))
+    """The last row of the table, in words."""
     whole = rows[-1]
     heads, neurons = a.heads * a.layers, sum(p.M.shape[0] for p in a.parts if p.name == "ffn in")
-    lines.append(f"in all {100 * whole['density']:.2f} % of {whole['entries']:,} weights; nothing "
-                 f"left of {whole['dead_heads']} of {heads} heads and {whole['dead_neurons']} of "
-                 f"{neurons} neurons")
+    lines = [a.label + (f" · {a.note}" if a.note else ""),
+             f"{100 * whole['density']:.2f} % of {whole['entries']:,} weights remain; nothing left "
+             f"of {whole['dead_heads']} of {heads} heads and {whole['dead_neurons']} of {neurons} "
+             "neurons"]
     if "moved_kept" in whole:
         pruned = f", {whole['moved_pruned']:.3f} where pruned" if "moved_pruned" in whole else ""
         lines.append(f"moved by {whole['moved_kept']:.3f} standard deviations of the pretrained "

@@ -1,4 +1,4 @@
-"""The paper's claims as experiments: each prints what it found here, true or not.
+"""The paper's claims as experiments: each prints what was measured here, and whether it holds.
 
     python -m tools.claims                            all six, about six minutes on two cores
     python -m tools.claims --claims swap,shape        some of them
@@ -11,9 +11,9 @@
 5 shape      scores against weights have the shape of a v (Figure 4b)
 6 layers     ranked globally, magnitude prunes layers alike, movement the high ones (Figure 6)
 
-The first uses small random networks. The others use runs of train.py, with one seed each and far
-shorter than the paper's. The runs stay in --output, so that a second look at them costs nothing
-and `python -m tools.figures --run` can draw them.
+The first uses small random networks. The others use runs of train.py with one seed each, far
+shorter than the paper's. The runs stay in --output: the same command again trains nothing, and
+`python -m tools.figures --run` can draw them.
 """
 
 import subprocess
@@ -29,6 +29,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import masking
+import train
 from support import cli
 from support.files import RunError, UserError, run_main
 from tools import anatomy, sweep
@@ -38,7 +39,7 @@ HERE = Path(__file__).parent.parent
 STEPS = 600
 HIGH, LOW = 0.7, 0.03  # densities: the paper puts the crossing between 0.15 and 0.7
 FIXED = ("--task", "--method", "--keep", "--scope", "--penalty", "--overwrite", "--resume",
-         "--dry-run")  # flags of train.py that each claim sets for its runs
+         "--dry-run")  # flags of train.py that the claims set themselves
 
 
 class Verdict(NamedTuple):
@@ -52,7 +53,7 @@ class Verdict(NamedTuple):
 
 
 class Absolute(masking.Movement):
-    """Ranks |S| instead of S, for which the paper's argument fails."""
+    """Ranks |S| instead of S; the paper's argument does not hold for it."""
 
     def scores(self, W, S):
         return S.abs()
@@ -63,9 +64,9 @@ METHODS = {"Top_v(S)": masking.Movement(), "S > τ": masking.SoftMovement(),
 
 
 def one_step(method: masking.Method, seed: int, rate: float = 2.0) -> tuple[int, float, float]:
-    """One gradient step on the scores of a small random network whose weights stand still.
+    """One gradient step on the scores of a small random network whose weights stay fixed.
 
-    → how many mask entries changed; the loss's change to first order; its true change.
+    → how many mask entries changed; the change of the loss to first order; its true change.
     """
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 4))
@@ -123,12 +124,12 @@ def close(dense: Anatomy) -> Verdict:
     """
     whole = anatomy.table(dense)[-1]
     n, moved = whole["entries"], whole["moved_kept"]
-    W, W0 = (np.concatenate([getattr(p, k).ravel() for p in dense.parts])
-             for k in ("W", "W0"))
+    correlation = np.corrcoef(anatomy.flat(dense.parts, "W"),
+                              anatomy.flat(dense.parts, "W0"))[0, 1]
     return Verdict([
         f"dense: {n:,} weights moved by {moved:.3f} standard deviations of their pretrained "
         "matrix on average",
-        f"correlation of fine-tuned with pretrained weights {np.corrcoef(W, W0)[0, 1]:.3f}; "
+        f"correlation of fine-tuned with pretrained weights {correlation:.3f}; "
         f"{percent(round(n * whole['flipped']), n)} changed sign",
     ], moved < 0.1)
 
@@ -143,7 +144,7 @@ def foreseen(a: Anatomy) -> tuple[int, int]:
 
 
 def early(magnitude: Anatomy, movement: Anatomy) -> Verdict:
-    """Magnitude pruning has decided before training which weights go; movement pruning has not.
+    """Magnitude pruning decides before training which weights go; movement pruning does not.
 
     Holds if more than half of the weights that magnitude keeps, and less than half of those that
     movement keeps, were already among the largest before training.
@@ -159,7 +160,7 @@ def early(magnitude: Anatomy, movement: Anatomy) -> Verdict:
 
 
 def accuracy(run: Anatomy) -> tuple[float, float]:
-    """Over matched and mismatched rows together → %, and its standard error."""
+    """Of matched and mismatched rows together, in %, and its standard error."""
     p = np.mean(list(run.metrics["metrics"].values())) / 100
     return 100 * p, 100 * np.sqrt(p * (1 - p) / run.metrics["eval_rows"])
 
@@ -216,7 +217,7 @@ def layers(magnitude: Anatomy, movement: Anatomy) -> Verdict:
     """
     densities, lines = [], []
     for a in (magnitude, movement):
-        rows = [row for row in anatomy.table(a) if row["matrix"] == "all" and row["layer"] != "all"]
+        rows = anatomy.layer_rows(anatomy.table(a))
         densities.append([row["density"] for row in rows])
         lines.append(f"{a.label}: " + " ".join(f"{100 * d:.1f}" for d in densities[-1])
                      + f" % of each layer's {rows[0]['entries']:,} weights, first to last")
@@ -252,12 +253,12 @@ CLAIMS = {
 
 
 def trained(need: tuple[str, float, str], flags: list[str], output: Path) -> Anatomy:
-    """The run that a claim needs: read from `output` where it is finished, else trained now."""
+    """The run that a claim needs: read from `output` if it is finished there, else trained now."""
     method, keep, scope = need
     words = ["--steps", str(STEPS), *flags, "--task", "mnli", "--method", method, "--scope", scope,
              "--keep", f"{keep:g}"]
-    planned = sweep.make_run(words)  # checks the flags, too
-    folder = output / f"{planned.name}-{planned.key[:6]}"
+    planned = sweep.make_run(words)
+    folder = output / planned.name
     if not (folder / "metrics.json").exists():
         print(f"training {folder} …", file=sys.stderr, flush=True)
         done = subprocess.run([sys.executable, str(HERE / "train.py"), *words, "--resume",
@@ -281,8 +282,7 @@ def report(name: str, verdict: Verdict) -> str:
 
 
 def main() -> None:
-    p = cli.Parser(description=__doc__, usage="python -m tools.claims [--claims NAMES] "
-                   "[--output DIR] [flags of train.py]")
+    p = cli.Parser(description=__doc__)
     p.add_argument("--claims", metavar="NAMES", default=",".join(CLAIMS),
                    help="a comma list (default: all)")
     p.add_argument("--output", type=Path, default=Path("runs/claims"), metavar="DIR",
@@ -291,10 +291,11 @@ def main() -> None:
     names = args.claims.split(",")
     for name in names:
         if name not in CLAIMS:
-            p.error(f"--claims {name} is not known{cli.nearest(name, list(CLAIMS))}")
+            p.error(f"--claims {name} is not known{cli.nearest(name, CLAIMS)}")
+    train.make_parser().parse_args(flags)  # ends the program if they are wrong
     for flag in (word.split("=")[0] for word in flags):
         if flag in FIXED:
-            p.error(f"{flag}: the claims need their own value, so it cannot be given here")
+            p.error(f"{flag}: the claims set it themselves")
     began, held = time.time(), 0
     for name in names:
         runs = [trained(need, flags, args.output) for need in CLAIMS[name].needs]

@@ -4,8 +4,9 @@
     python -m tools.figures --run runs/A runs/B  # Figures 1, 4 and 6 of these, and numbers
 
 If a CSV file has dense models of several sizes, Figure 2 is also drawn against the number of
-non-zero parameters, with the smaller models beside the pruned one. A line is a mean over seeds, its
-band reaches from the worst seed to the best. A method has one colour and marker everywhere.
+non-zero parameters, with the smaller models beside the pruned one. A line is the mean over seeds,
+and its band goes from the worst seed to the best. A method has the same colour and marker
+everywhere.
 """
 
 from pathlib import Path
@@ -50,7 +51,7 @@ def style_of(method: str) -> tuple[str, str]:
 
 
 def panels(count: int, height: float = 3.3):
-    """A figure as wide as the README shows it, with `count` panels → figure, its axes."""
+    """A figure as wide as README.md shows it, with `count` panels → the figure, its axes."""
     columns = 2 if count == 4 else min(count, 3)
     lines = -(-count // columns)
     figure, axes = plt.subplots(
@@ -70,7 +71,7 @@ def save(figure, path: Path) -> None:
 
 
 def legend(figure, axes) -> None:
-    """One legend below all panels; the figure grows by the height of it."""
+    """One legend below all panels; the figure grows by its height."""
     entries = {}
     for axis in axes:
         entries |= dict(zip(*reversed(axis.get_legend_handles_labels())))
@@ -81,28 +82,19 @@ def legend(figure, axes) -> None:
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
 
 
-def percent_axis(axis, xs: list[float]) -> None:
-    """Logarithmic, ticks where a reader looks for them."""
-    low, high = min(xs) / 1.15, max(xs) * 1.15
+def logarithmic(axis, ticks: tuple, formatter) -> None:
+    """A logarithmic x axis; `ticks`: where in each decade."""
     axis.set_xscale("log")
-    axis.set_xlim(low, high)
-    ticks = [t for t in (0.5, 1, 3, 5, 10, 30, 50, 100) if low <= t <= high]
-    axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=ticks))
     axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-
-
-def count_axis(axis) -> None:
-    axis.set_xscale("log")
-    axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 3)))
-    axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-    axis.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter())
+    axis.xaxis.set_major_formatter(formatter)
 
 
 # ------------------------------------------------------------------------- curves of results
 
 
 def dashes(labels: list[tuple[str, str]]) -> dict[str, str]:
-    """(method, label) of all lines → label → dashes, which tell lines of one colour apart."""
+    """(method, label) of all lines → label → dashes that tell lines of one colour apart."""
     styles = [style_of(method) for method, _ in dict.fromkeys(labels)]
     return {label: ("-", "--", ":", "-.")[styles[:i].count(styles[i]) % 4]
             for i, (_, label) in enumerate(dict.fromkeys(labels))}
@@ -112,18 +104,24 @@ def method_of(cells: dict[str, list[dict]]) -> str:
     return next(iter(cells.values()))[0]["method"]
 
 
-def curve(axis, label: str, dash: str, cells, metric: str, column: str, unit: float):
-    """One series, rows by density: mean and range over seeds at each → its x values."""
+def draw_line(axis, cells, metric: str, column: str, unit: float, **look):
+    """A point for each cell of rows that differ only in their seeds, at their mean, and the range
+    over seeds → the points (x, y), in the order of the cells."""
     points = []
-    for cell in cells.values():
+    for cell in cells:
         y = tables.values(cell, metric)
         points.append((unit * np.mean(tables.values(cell, column)), np.mean(y), min(y), max(y)))
     x, mean, low, high = map(list, zip(*sorted(points)))
+    axis.plot(x, mean, **look)
+    axis.fill_between(x, low, high, color=look["color"], alpha=0.2, linewidth=1)
+    return [point[:2] for point in points]
+
+
+def draw_series(axis, label: str, dash: str, cells, metric: str, column: str, unit: float) -> None:
+    """The line of one series, rows by density."""
     colour, marker = style_of(method_of(cells))
-    axis.plot(x, mean, dash, color=colour, marker=marker, label=label,
-              markerfacecolor=colour if dash == "-" else "white")
-    axis.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
-    return x
+    draw_line(axis, cells.values(), metric, column, unit, linestyle=dash, color=colour,
+              marker=marker, label=label, markerfacecolor=colour if dash == "-" else "white")
 
 
 def dense_line(axis, values: list[float]) -> None:
@@ -135,65 +133,54 @@ def dense_line(axis, values: list[float]) -> None:
 
 
 def dense_models(axis, dense: list[dict], metric: str, column: str) -> None:
-    """Dense BERTs of several sizes as stars, joined in the order of their sizes."""
-    points = []
-    for model in dict.fromkeys(row["model"] for row in dense):
-        cell = [row for row in dense if row["model"] == model]
-        y = tables.values(cell, metric)
-        points.append((tables.values(cell, column)[0], np.mean(y), min(y), max(y), model))
-    if points:
-        x, y, low, high, models = zip(*sorted(points))
-        axis.plot(x, y, "-", color="black", marker="*", markersize=10, linewidth=1,
-                  label="dense, by size")
-        axis.vlines(x, low, high, color="black", linewidth=3, alpha=0.3)
+    """Dense BERTs of several sizes as stars with names, joined in the order of their sizes."""
+    models = list(dict.fromkeys(row["model"] for row in dense))
+    cells = [[row for row in dense if row["model"] == model] for model in models]
+    if cells:
+        points = draw_line(axis, cells, metric, column, 1, color="black", marker="*",
+                           markersize=10, linewidth=1, label="dense, by size")
         axis.margins(0.12, 0.2)  # room for names
-        for at, model in zip(zip(x, y), models):
-            axis.annotate(size_name(model), at, (0, -16), textcoords="offset points", ha="center",
-                          fontsize=9, bbox={"color": "white", "alpha": 0.7, "pad": 0.5})
+        for model, point in zip(models, points):
+            axis.annotate(model.split("/")[-1].removeprefix("small:"), point, (0, -16),
+                          textcoords="offset points", ha="center", fontsize=9,
+                          bbox={"color": "white", "alpha": 0.7, "pad": 0.5})
 
 
-def size_name(model: str) -> str:
-    """"small:2x64" → "2x64": layers × width."""
-    if pretrain.is_small(model):
-        return "{}x{}".format(*pretrain.parse_size(model))
-    return model.split("/")[-1]
-
-
-def groups(found: list[dict]) -> list[list[dict]]:
+def groups(results: list[dict]) -> list[list[dict]]:
     """Rows by task, data and model, a panel each, in the order of the file."""
-    keys = dict.fromkeys((r["task"], r["data"], r["model"]) for r in found)
-    return [[r for r in found if (r["task"], r["data"], r["model"]) == key] for key in keys]
+    keys = dict.fromkeys((r["task"], r["data"], r["model"]) for r in results)
+    return [[r for r in results if (r["task"], r["data"], r["model"]) == key] for key in keys]
 
 
 def same_task(group: list[dict], sources: list[list[dict]]) -> list[dict]:
-    """Dense rows of any pretrained model, of the same task and number of rows, from the first of
-    the sources that has some."""
+    """Dense rows of any pretrained model, for the same task and number of rows, from the first
+    source that has some."""
     alike = ("task", "data", "train_rows", "eval_rows", "held_out", "precision")
     first = group[0]
-    found = ([r for r in source if r["method"] == "dense" and not r["teacher"]
+    candidates = ([r for r in source if r["method"] == "dense" and not r["teacher"]
               and not pretrain.is_untrained(r["model"])
               and all(r[name] == first[name] for name in alike)] for source in sources)
-    return next(filter(None, found), [])
+    return next(filter(None, candidates), [])
 
 
-def draw_curves(path: Path, found: list[dict], column: str, sources: list[list[dict]]) -> None:
+def draw_curves(path: Path, results: list[dict], column: str, sources: list[list[dict]]) -> None:
     """A panel for each task, data and model; `sources`: where to look for dense rows."""
     unit, x_name = X_AXES[column]
-    parts = groups(found)
+    parts = groups(results)
     figure, axes = panels(len(parts))
     series = [tables.series_of(part) for part in parts]
     dash = dashes([(method_of(cells), label) for one in series for label, cells in one.items()])
     for axis, part, one in zip(axes, parts, series):
-        metric, xs = tables.first_metric(part), []
+        metric = tables.first_metric(part)
         for label, cells in one.items():
-            xs += curve(axis, label, dash[label], cells, metric, column, unit)
+            draw_series(axis, label, dash[label], cells, metric, column, unit)
         dense, model = same_task(part, sources), part[0]["model"]
         if unit == 100:
             dense_line(axis, tables.values([r for r in dense if r["model"] == model], metric))
-            percent_axis(axis, xs)
+            logarithmic(axis, (1, 3, 5), "{x:g}")
         else:
             dense_models(axis, dense, metric, column)
-            count_axis(axis)
+            logarithmic(axis, (1, 3), matplotlib.ticker.EngFormatter())
         axis.set(title=f"{part[0]['task']} · {part[0]['data']}\n{model.split('/')[-1]}",
                  xlabel=x_name, ylabel=metric.replace("_", " ") + " (%)")
     legend(figure, axes)
@@ -201,7 +188,7 @@ def draw_curves(path: Path, found: list[dict], column: str, sources: list[list[d
 
 
 def paper_rows(path: Path) -> list[dict]:
-    """The authors' runs in the form of our rows, each the only one of its density."""
+    """The authors' runs as rows like ours, each the only one of its density."""
     return [dict.fromkeys(rows.COLUMNS, "") | run | {
         "data": "the paper's runs", "model": "BERT-base, one seed", "keep": f"run {number}",
         "epochs": "0", "teacher": run["distilled"].replace("no", ""),
@@ -209,9 +196,9 @@ def paper_rows(path: Path) -> list[dict]:
         for number, run in enumerate(rows.read(path))]
 
 
-def figures_of(found: list[dict]) -> list[tuple[str, str, list[dict]]]:
-    """What the rows of one file are enough for → figure, column of the x axis, rows in it."""
-    pruned = [row for row in found if row["method"] != "dense"]
+def figures_of(results: list[dict]) -> list[tuple[str, str, list[dict]]]:
+    """The figures that one file has rows for → name, column of the x axis, rows of each."""
+    pruned = [row for row in results if row["method"] != "dense"]
     x = "density" if any(row["density"] for row in pruned) else "encoder_density"
     usual = [row for row in pruned if row["scope"] == tables.usual_scope(row["method"])]
     plain, taught = ([row for row in usual if bool(row["teacher"]) == t] for t in (False, True))
@@ -219,25 +206,25 @@ def figures_of(found: list[dict]) -> list[tuple[str, str, list[dict]]]:
     both_scopes = {row["task"] for row in ranked if row["scope"] == "global"}
     pictures = [("figure2", x, plain), ("figure3", x, taught),
                 ("figure5", x, [row for row in ranked if row["task"] in both_scopes])]
-    if len({row["model"] for row in found if row["method"] == "dense"}) > 1:
+    if len({row["model"] for row in results if row["method"] == "dense"}) > 1:
         pictures += [("figure2-encoder-parameters", "nonzero_parameters", plain),
                      ("figure2-all-parameters", "nonzero_parameters_total", plain)]
     return [picture for picture in pictures if len({row[x] for row in picture[2]}) > 1]
 
 
 def from_results(folder: Path, output: Path) -> None:
-    """Figures 2, 3 and 5 of every CSV file that has rows for them. Rows with --held-out, on which
-    settings were chosen, are no results."""
+    """Figures 2, 3 and 5 of every CSV file that has rows for them. Rows with --held-out are not
+    results: settings were chosen on them."""
     files = {path.stem: [row for row in rows.read(path) if row.get("held_out") == ""]
              for path in sorted(folder.glob("*.csv"))}
     files["paper"] = paper_rows(folder / "paper_runs.csv")
-    everything, wrong = [row for found in files.values() for row in found], []
-    pictures = [(name, *picture) for name, found in files.items() for picture in figures_of(found)]
+    everything, wrong = [row for results in files.values() for row in results], []
+    pictures = [(name, *picture) for name in files for picture in figures_of(files[name])]
     if not pictures:
         raise UserError(f"nothing to draw: no CSV file in {folder} has rows of two densities")
-    for name, figure, column, found in pictures:
+    for name, figure, column, results in pictures:
         try:
-            draw_curves(output / f"{figure}-{name}", found, column, [files[name], everything])
+            draw_curves(output / f"{figure}-{name}", results, column, [files[name], everything])
         except UserError as error:
             wrong.append(f"{folder / name}.csv: {error}")
     if wrong:  # once all others are drawn
@@ -248,7 +235,7 @@ def from_results(folder: Path, output: Path) -> None:
 
 
 def scatter(axis, x, y, kept, colour: str) -> None:
-    """At most 20,000 points of each kind; the pruned ones are grey and lie below."""
+    """At most 20,000 points of each kind; the pruned ones are grey, below the others."""
     rng = np.random.default_rng(0)
     for which, ink, name in ((~kept, GREY, "pruned"), (kept, colour, "remaining")):
         at = np.flatnonzero(which)
@@ -257,7 +244,7 @@ def scatter(axis, x, y, kept, colour: str) -> None:
 
 
 def draw_panels(path: Path, runs: list, draw, **names) -> None:
-    """A panel for each run, by draw(axis, run); no picture if there are no runs."""
+    """A panel for each run, drawn by draw(axis, run); no picture if there are no runs."""
     if not runs:
         return
     figure, axes = panels(len(runs))
@@ -269,34 +256,30 @@ def draw_panels(path: Path, runs: list, draw, **names) -> None:
 
 def figure1(axis, a) -> None:
     """Fine-tuned against pretrained weights of all matrices."""
-    W, W0, M = (np.concatenate([getattr(p, k).ravel() for p in a.parts]) for k in ("W", "W0", "M"))
+    W, W0, M = (anatomy.flat(a.parts, name) for name in ("W", "W0", "M"))
     scatter(axis, W0, W, M, style_of(a.method)[0])
     axis.axline((0, 0), slope=1, color="black", linewidth=0.7)
     axis.legend(markerscale=5, loc="upper left", handletextpad=0)
 
 
-def fullest(a):
-    """The matrix with the most remaining weights, which Figure 4 shows."""
-    return max(a.parts, key=lambda part: part.M.sum())
-
-
-def named(a, part) -> str:
-    return f"{a.label}\nlayer {part.layer + 1}, {part.name}"
+def fullest(axis, a):
+    """The matrix with the most remaining weights, which Figure 4 shows; the title names it."""
+    part = max(a.parts, key=lambda part: part.M.sum())
+    axis.set_title(f"{a.label}\nlayer {part.layer + 1}, {part.name}")
+    return part
 
 
 def figure4a(axis, a) -> None:
     """Histogram of the remaining weights of one matrix."""
-    part = fullest(a)
+    part = fullest(axis, a)
     axis.hist(part.W[part.M], bins=101, color=style_of(a.method)[0])
-    axis.set_title(named(a, part))
 
 
 def figure4b(axis, a) -> None:
     """Scores against weights of one matrix."""
-    part = fullest(a)
+    part = fullest(axis, a)
     scatter(axis, part.W.ravel(), part.S.ravel(), part.M.ravel(), style_of(a.method)[0])
     axis.legend(markerscale=5, loc="lower left", handletextpad=0)
-    axis.set_title(named(a, part))
 
 
 def figure6(path: Path, measured: list) -> None:
@@ -304,8 +287,7 @@ def figure6(path: Path, measured: list) -> None:
     figure, (axis,) = panels(1)
     dash = dashes([(a.method, a.label) for a, _ in measured])
     for a, table in measured:
-        density = [100 * row["density"] for row in table
-                   if row["matrix"] == "all" and row["layer"] != "all"]
+        density = [100 * row["density"] for row in anatomy.layer_rows(table)]
         colour, marker = style_of(a.method)
         axis.plot(range(1, a.layers + 1), density, dash[a.label], color=colour, marker=marker,
                   label=a.label)
@@ -317,11 +299,11 @@ def figure6(path: Path, measured: list) -> None:
 
 
 def figure6_matrices(axis, a) -> None:
-    """The density of each matrix as a map; its colours end at three times the run's density."""
+    """The density of each matrix as a map, darkest from three times the run's density up."""
     names = list(anatomy.MATRICES.values())
     grid = 100 * np.array([[a.get(layer, name).M.mean() for name in names]
                            for layer in range(a.layers)])
-    most = min(100, 300 * np.concatenate([p.M.ravel() for p in a.parts]).mean())
+    most = min(100, 300 * anatomy.flat(a.parts, "M").mean())
     axis.imshow(grid, cmap="Blues", aspect="auto", vmin=0, vmax=most)
     for (layer, column), value in np.ndenumerate(grid):
         axis.text(column, layer, f"{value:.1f}", ha="center", va="center", fontsize=8,
@@ -332,7 +314,7 @@ def figure6_matrices(axis, a) -> None:
 
 
 def from_runs(folders: list[Path], output: Path) -> None:
-    """Figures 1, 4 and 6, and the numbers behind them as anatomy.csv."""
+    """Figures 1, 4 and 6, and the numbers behind them in anatomy.csv."""
     measured = [(a, anatomy.table(a)) for a in map(anatomy.read, folders)]
     for a, table in measured:
         print(anatomy.text(a, table), end="\n\n")

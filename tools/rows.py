@@ -2,8 +2,8 @@
 
     for row in rows.read(Path("results/sample.csv")): print(row["method"], row["accuracy_matched"])
 
-A row is a finished run of train.py. All values are text, empty where a run has none. A folder is
-shown by its last name only, so that a row says the same on every machine.
+A row is a finished run of train.py. All values are text, and empty where a run has none. Of a
+folder only the last name is shown, so that a row is the same on every machine.
 """
 
 import csv
@@ -16,21 +16,22 @@ from support.origin import origin
 
 METRICS = ("accuracy_matched", "accuracy_mismatched", "accuracy", "f1", "exact_match",
            "matthews_correlation", "pearson", "spearman")
-# keep and penalty are what was asked for, density and penalty_found what came out
+# keep and penalty are what was asked for, density and penalty_found what resulted
 COLUMNS = (
     "task", "data", "model", "method", "scope", "keep", "penalty", "penalty_found", "density",
     "encoder_density", "nonzero_parameters", "nonzero_parameters_total", "total_parameters",
-    "on_target", *METRICS, "lr", "score_lr", "epochs", "steps", "batch_size", "max_length",
-    "warmup", "hold", "cooldown", "train_rows", "eval_rows", "teacher", "freeze", "held_out",
-    "seed", "train_seconds", "precision", "git", "command", "machine", "threads",
-    "torch", "python", "date", "key")
-# as a person writes them, in the order of tables and legends
+    "on_target", "collapsed", *METRICS,
+    *(f"held_out_{name}" for name in METRICS[2:]),
+    "lr", "score_lr", "epochs", "steps", "batch_size", "max_length", "warmup", "hold", "cooldown",
+    "train_rows", "eval_rows", "teacher", "freeze", "held_out", "seed",
+    "train_seconds", "precision", "git", "command", "machine", "threads", "torch", "python", "date", "key")
+# for people to read, in the order of tables and legends
 METHOD_NAMES = {"dense": "dense", "random": "random", "magnitude": "magnitude", "l0": "L0",
                 "movement": "movement", "soft_movement": "soft movement"}
 
 
 def method_name(method: str) -> str:
-    """The name in tables and pictures; of FILE.py:Class, the class."""
+    """The name in tables and pictures; for FILE.py:Class, the class."""
     return METHOD_NAMES.get(method, method.rpartition(":")[2])
 
 
@@ -38,26 +39,26 @@ def method_name(method: str) -> str:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file; none if there is no such file. UserError if it is not a CSV file."""
+    """The rows of a CSV file; none if there is no file. UserError if it is not a CSV file."""
     if not path.exists():
         return []
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            found = list(csv.DictReader(file))
+            table = list(csv.DictReader(file))
     except (ValueError, csv.Error) as error:  # not UTF-8; a zero byte, an endless field
         raise UserError(f"{path}: not a CSV file ({error})") from None
-    for number, row in enumerate(found, 1):
+    for number, row in enumerate(table, 1):
         if None in row or None in row.values():
             raise UserError(f"{path}: row {number} does not have as many cells as the header")
-    return found
+    return table
 
 
-def write(path: Path, found: list[dict], columns) -> None:
+def write(path: Path, table: list[dict], columns) -> None:
     """Replace `path` by these rows; a cell is empty where a row does not have the column."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: as_text(value) for name, value in row.items()} for row in found)
+    writer.writerows({name: as_text(value) for name, value in row.items()} for row in table)
     write_atomically(path, text.getvalue())
 
 
@@ -80,7 +81,7 @@ def as_text(value) -> str:
 
 
 def place(name: str | None) -> str | None:
-    """A path as it is on every machine: only the last name of /…, ~/… and ../…"""
+    """What a path is called on every machine: the last name of /…, ~/… and ../…, else all of it."""
     return Path(name).name if name and (Path(name).is_absolute() or name[0] in "~.") else name
 
 
@@ -88,7 +89,9 @@ def row_of(folder: Path, words: list[str], key: str) -> dict[str, str]:
     """The row of a finished run; `words` are train.py's arguments."""
     metrics, run = (read_json(folder / f"{name}.json") for name in ("metrics", "run"))
     learned = masking.METHODS[metrics["method"]].learned
-    found = origin(run["device"]) | run | metrics | metrics["metrics"] | {
+    held_out = {f"held_out_{name}": value
+                for name, value in metrics.get("held_out_metrics", {}).items()}
+    values = origin(run["device"]) | run | metrics | metrics["metrics"] | held_out | {
         "score_lr": run["score_lr"] if learned else None,
         "model": place(metrics["model"]), "teacher": place(run["teacher"]),
         "keep": metrics["keep"] if run["penalty"] is None else None,
@@ -97,4 +100,4 @@ def row_of(folder: Path, words: list[str], key: str) -> dict[str, str]:
         "command": "python train.py " + " ".join(place(word) for word in words),
         "key": key,
     }
-    return {name: as_text(found.get(name)) for name in COLUMNS}
+    return {name: as_text(values.get(name)) for name in COLUMNS}

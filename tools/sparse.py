@@ -7,6 +7,7 @@ support/csr.py says what CSR is. Shapes: B batch, T tokens.
 """
 
 import copy
+import itertools
 import statistics
 import time
 from pathlib import Path
@@ -39,7 +40,7 @@ def measure(name: str, config: bert.Config, batch: int, tokens: int, density: fl
             repeats: int) -> dict:
     """One row: median milliseconds of a forward pass, and how many times faster CSR is.
 
-    Dense rivals: float32; bf16, weights converted beforehand; and bf16 by autocast, which
+    Its dense rivals: float32; bf16 with weights converted beforehand; bf16 by autocast, which
     converts them in every pass. The factors are medians of paired ratios.
     """
     torch.manual_seed(0)
@@ -76,18 +77,6 @@ def show(row: dict) -> str:
             f"{row['density']:4.2f} · CSR {row['csr_ms']:8.1f} ms, speed {speed}")
 
 
-def measure_all(quick: bool = False, report=print) -> list[dict]:
-    """All rows; `report` is called with each as a line of text."""
-    measured = []
-    for name in list(MODELS)[: 1 if quick else None]:
-        for batch in (1, 32):
-            for density in (0.1, 0.03) if quick else DENSITIES:
-                repeats = (3 if quick else 5) * (5 if batch == 1 else 1)
-                measured.append(measure(name, MODELS[name], batch, 128, density, repeats))
-                report(show(measured[-1]))
-    return measured
-
-
 def main() -> None:
     p = cli.Parser(description=__doc__.split("\n\nCSR")[0])
     p.add_argument("--quick", action="store_true", help="MiniLM's size, densities 0.1 and 0.03")
@@ -98,10 +87,16 @@ def main() -> None:
         check_writable(args.csv, file=True)
     if args.threads:
         torch.set_num_threads(args.threads)
-    here = origin("cpu")
-    measured = measure_all(args.quick, lambda line: print(line, flush=True))
+    models = ["MiniLM"] if args.quick else MODELS
+    measured, here = [], origin("cpu")
+    for name, batch, density in itertools.product(
+            models, (1, 32), (0.1, 0.03) if args.quick else DENSITIES):
+        repeats = (3 if args.quick else 5) * (5 if batch == 1 else 1)
+        row = measure(name, MODELS[name], batch, 128, density, repeats)
+        print(show(row), flush=True)
+        measured.append(row | here)
     if args.csv:
-        rows.write(args.csv, [row | here for row in measured], measured[0] | here)
+        rows.write(args.csv, measured, measured[0])
 
 
 if __name__ == "__main__":

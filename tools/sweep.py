@@ -4,10 +4,10 @@
     python -m tools.sweep --tasks sst2,qqp --methods dense,l0 --jobs 2 --csv results/more.csv
     python -m tools.sweep --methods movement --lr 1e-3,3e-4 --score-lr 1e-2,3e-2 --held-out 0.1
 
-Every flag of train.py works here too, with one value or a comma list of them. Started again, also
-with other lists, it runs only what has no row yet. A row's `key` is a digest of all settings that
-decide its result; delete a row to run it again with newer code. Of a folder's path only the last
-name counts, so that rows from different machines can be compared.
+Every flag of train.py works here too, with one value or a comma list. The same command again, also
+with other lists, runs only what has no row yet. A row's `key` is a digest of all settings that
+decide its result; delete a row to run it again with newer code. Only the last name of a folder's
+path counts, so that rows from different machines can be compared.
 """
 
 import argparse
@@ -24,15 +24,13 @@ import tempfile
 import time
 from collections import namedtuple
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 
-import data
-import evaluate
 import masking
 import train
-from support import cli
+from support import checkpoints, cli
 from support.files import RunError, UserError, check_writable, run_main
-from support.report import duration
 from tools import rows
 
 HERE = Path(__file__).parent.parent
@@ -40,9 +38,9 @@ DEFAULTS = {"--task": "mnli", "--method": "magnitude,l0,movement,soft_movement",
             "--model": "small", "--seed": "0"}
 OURS = ("--output", "--overwrite", "--resume", "--dry-run")  # flags that the sweep sets itself
 
-# train.py's arguments, the settings that they give, the digest of these, and a short name
+# train.py's arguments, the settings that they give, a digest of these, and the folder's name
 Run = namedtuple("Run", "words settings key name")
-Job = namedtuple("Job", "run process folder log")  # a run under way
+Job = namedtuple("Job", "run process folder log")  # a run in progress
 
 
 # ----------------------------------------------------------------------------- which runs
@@ -53,7 +51,7 @@ def comma_list(text: str) -> list[str]:
 
 
 def make_parser() -> cli.Parser:
-    """The sweep's own flags, and all of train.py's with lists as values."""
+    """The sweep's own flags, and all of train.py's, which take lists here."""
     p = cli.Parser(description=__doc__)
     a = p.add_argument
     a("--jobs", type=cli.count, default=1, metavar="N", help="runs at a time, sharing the cores")
@@ -63,7 +61,7 @@ def make_parser() -> cli.Parser:
     for action in train.make_parser()._actions:
         flag = action.option_strings[-1]
         if flag in DEFAULTS:
-            a(flag, f"{flag}s", dest=flag, type=comma_list, default=DEFAULTS[flag].split(","),
+            a(flag, f"{flag}s", dest=flag, type=comma_list, default=DEFAULTS[flag],
               metavar="LIST", help=action.help)
         elif flag != "--help":
             value = {"type": comma_list} if action.nargs is None else {
@@ -73,7 +71,7 @@ def make_parser() -> cli.Parser:
 
 
 def deciding(s: dict) -> dict:
-    """The settings that decide a run's result, without those that have no effect on it."""
+    """The settings that have an effect on a run's result."""
     method = masking.METHODS[s["method"]]
     idle = {
         "output": True, "save_every": True, "device": True, "compile": True,
@@ -87,18 +85,15 @@ def deciding(s: dict) -> dict:
 
 def make_run(words: list[str]) -> Run:
     """Checks the words as train.py does; wrong ones end the program with its message."""
-    settings = asdict(train.resolve(train.make_parser().parse_args(words)))
-    key = hashlib.sha256(json.dumps(deciding(settings), sort_keys=True).encode()).hexdigest()[:12]
-    task, method, model, keep, penalty, seed = (
-        settings[name] for name in ("task", "method", "model", "keep", "penalty", "seed"))
-    aim = f"{keep:g}" if penalty is None else f"λ{penalty:g}"
-    model = "" if model == "small" else f"-{rows.place(model)}"
-    name = f"{task}{model}-{method}-{aim}-s{seed}"
-    return Run(words, settings, key, name.replace("/", "-").replace(":", "-"))
+    settings = train.resolve(train.make_parser().parse_args(words))
+    decisive = json.dumps(deciding(asdict(settings)), sort_keys=True)
+    key = hashlib.sha256(decisive.encode()).hexdigest()[:12]
+    name = f"{checkpoints.run_name(settings)}-{key[:6]}"
+    return Run(words, asdict(settings), key, name)
 
 
 def combinations(args) -> list[Run]:
-    """Every run once; seeds vary slowest, so that an unfinished sweep has whole seeds."""
+    """Every run once; seeds vary slowest, so that an unfinished sweep has some seeds complete."""
     lists = {flag: values for flag, values in vars(args).items() if flag[0] == "-" and values}
     for flag in OURS:
         if flag in lists:
@@ -123,34 +118,26 @@ def combinations(args) -> list[Run]:
 # ------------------------------------------------------------------------------- running them
 
 
-def make_ready(settings: dict) -> None:
-    """Generate, pretrain or download the data and weights that these settings name."""
-    evaluate.data_folder(settings["data"], data.TASKS[settings["task"]])
-    evaluate.model_folder(settings["model"])
-
-
-def prepare(runs: list[Run]) -> None:
-    """Make ready what several runs would all want at once; then a dry run for each task and model
-    finds wrong data and weights before hours are spent."""
+def try_out(runs: list[Run]) -> None:
+    """A dry run for each task, data and model: finds wrong ones before hours are spent."""
     pairs = {tuple(run.settings[k] for k in ("task", "data", "model")): run for run in runs}
     for run in pairs.values():
-        make_ready(run.settings)
         done = subprocess.run([sys.executable, str(HERE / "train.py"), *run.words, "--dry-run"])
         if done.returncode:
             sys.exit(done.returncode)
 
 
 def end_with_parent() -> None:
-    """Called in a run's process on Linux: a killed sweep takes its runs along, which frees their
-    folders."""
+    """Called in a run's process on Linux: if the sweep is killed, its runs are too, which frees
+    their folders."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
 
 
 def start(run: Run, args, scratch: Path) -> Job:
-    folder, log = (args.keep_runs or scratch) / f"{run.name}-{run.key[:6]}", scratch / run.key
+    folder, log = (args.keep_runs or scratch) / run.name, scratch / run.key
     words = [*run.words, "--output", str(folder)] + ["--resume"] * bool(args.keep_runs)
     threads = {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // args.jobs))} if args.jobs > 1 else {}
-    with open(log, "w") as file:  # in a session of its own, so that Ctrl-C arrives once, from end()
+    with open(log, "w") as file:  # in a session of its own: only end() interrupts it, not Ctrl-C
         process = subprocess.Popen(
             [sys.executable, str(HERE / "train.py"), *words], env=threads | os.environ,
             stdout=file, stderr=file, start_new_session=True,
@@ -159,7 +146,7 @@ def start(run: Run, args, scratch: Path) -> Job:
 
 
 def finish(job: Job, args) -> str:
-    """Append the row of a finished run → what to say about it."""
+    """Append the row of a finished run → what to print about it."""
     if job.process.returncode:
         last_line = job.log.read_text(errors="replace").strip().rpartition("\n")[2]
         return f"FAILED, exit status {job.process.returncode}: {last_line or 'no message'}"
@@ -174,7 +161,7 @@ def finish(job: Job, args) -> str:
 
 
 def end(jobs: list[Job]) -> None:
-    """Interrupt the runs under way and wait for them."""
+    """Interrupt the runs in progress and wait for them."""
     for job in jobs:  # Windows cannot send Ctrl-C to another process
         job.process.send_signal(signal.SIGTERM if os.name == "nt" else signal.SIGINT)
     for job in jobs:
@@ -193,9 +180,9 @@ def carry_out(runs: list[Run], args, scratch: Path) -> int:
                 jobs.remove(job)
                 text, done = finish(job, args), done + 1
                 failed += job.process.returncode != 0
-                left = duration((time.time() - began) / done * (len(runs) - done))
+                left = (time.time() - began) / done * (len(runs) - done)
                 print(f"[{done}/{len(runs)}] {' '.join(job.run.words)} · {text} · "
-                      f"about {left} left", flush=True)
+                      f"about {timedelta(seconds=round(left))} left", flush=True)
     finally:
         end(jobs)
     return failed
@@ -208,9 +195,9 @@ def main() -> None:
     there = {row.get("key") for row in rows.read(args.csv)}
     todo = [run for run in runs if run.key not in there]
     print(f"{len(runs)} runs, {len(runs) - len(todo)} of them in {args.csv} already", flush=True)
-    for name in (signal.SIGTERM, signal.SIGINT):  # even if started in the background
+    for name in (signal.SIGTERM, signal.SIGINT):  # a shell's background job ignores SIGINT
         signal.signal(name, signal.default_int_handler)
-    prepare(todo)
+    try_out(todo)
     with tempfile.TemporaryDirectory(prefix="movement-sweep-") as scratch:
         failed = carry_out(todo, args, Path(scratch))
     if failed:

@@ -1,13 +1,13 @@
-"""The tables of README.md and results/README.md, filled in from the files of results/.
+"""The tables of README.md and results/README.md, made from the files of results/.
 
     python -m tools.tables
 
-A table stands between <!-- table: KIND … --> and <!-- end -->. The kinds, a function each:
+A table stands between <!-- table: KIND … --> and <!-- end -->. The kinds are:
 
     methods FILE TASKS    every method at 10 and 3 %; the rows are in results/FILE.csv
     densities FILE TASKS  every method at every density
     teachers FILE TASKS   the methods that had a teacher, with and without it
-    frozen FILE TASKS     runs with frozen weights, and those of the same seeds without
+    frozen FILE TASKS     runs with frozen weights, and runs of the same seeds without
     paper taught          the authors' own runs with a teacher; paper untaught: without
     benchmark PARTS       ratios of results/benchmark.json
     csv FILE COLUMNS      results/FILE.csv as it is
@@ -34,21 +34,21 @@ MARK = re.compile(r"<!-- table: (.*?) -->\n(.*?)<!-- end -->", re.DOTALL)
 GLOBAL = ("dense", "l0", "soft_movement")  # never ranked matrix by matrix
 SETTINGS = ("lr", "score_lr", "batch_size", "max_length", "warmup", "train_rows", "precision",
             "hold", "cooldown")
-PAPER_METRICS = {"squad": ("exact_match", "f1"), "qqp": ("accuracy", "f1"),
-                 "mnli": ("accuracy_matched", "accuracy_mismatched")}
+PAPER_METRICS = {"squad": ("exact_match", "f1"),
+                 "mnli": ("accuracy_matched", "accuracy_mismatched"), "qqp": ("accuracy", "f1")}
 
 
 # ------------------------------------------------------------------------ rows put together
 
 
 def method_order(label: str) -> int:
-    names = [*rows.METHOD_NAMES.values()]
+    names = list(rows.METHOD_NAMES.values())
     return next((i for i, name in enumerate(names) if label.startswith(name)), len(names))
 
 
 def label(row: dict, among: list[dict]) -> str:
-    """The row's series, such as "movement, global + teacher": its method, and the settings in which
-    rows of that method differ."""
+    """The name of a row's series, such as "movement, global + teacher": its method, and the
+    settings in which rows of that method differ."""
     def differ(column):
         return len({r[column] for r in among if r["method"] == row["method"]} - {""}) > 1
 
@@ -63,12 +63,12 @@ def label(row: dict, among: list[dict]) -> str:
     return ", ".join(parts) + " + teacher" * bool(row["teacher"])
 
 
-def series_of(found: list[dict]) -> dict[str, dict[str, list[dict]]]:
-    """Rows of one task → label → density asked for → rows, which must have different seeds."""
-    found = [row | {"epochs": f"{float(row['epochs']):.2g}"} for row in found]
+def series_of(group: list[dict]) -> dict[str, dict[str, list[dict]]]:
+    """Rows of one task → label → density asked for → rows; UserError if two have the same seed."""
+    group = [row | {"epochs": f"{float(row['epochs']):.2g}"} for row in group]
     series = {}
-    for row in found:
-        cells = series.setdefault(label(row, found), {})
+    for row in group:
+        cells = series.setdefault(label(row, group), {})
         cell = cells.setdefault(row["keep"] or f"λ {row['penalty']}", [])
         if row["seed"] in [other["seed"] for other in cell]:
             raise UserError(f"two rows of {row['task']}, {row['method']}, {row['keep']}, seed "
@@ -77,8 +77,8 @@ def series_of(found: list[dict]) -> dict[str, dict[str, list[dict]]]:
     return dict(sorted(series.items(), key=lambda item: (method_order(item[0]), len(item[0]))))
 
 
-def first_metric(found: list[dict]) -> str:
-    return next((name for name in rows.METRICS if any(row[name] for row in found)), "")
+def first_metric(group: list[dict]) -> str:
+    return next((name for name in rows.METRICS if any(row[name] for row in group)), "")
 
 
 def values(cell: list[dict], column: str) -> list[float]:
@@ -89,15 +89,15 @@ def values(cell: list[dict], column: str) -> list[float]:
 
 
 def markdown(header: list[str], body: list[list[str]], caption: str) -> str:
-    """A table; what the first column says is said once."""
-    firsts = [""] + [line[0] for line in body]
-    body = [["" if line[0] == before else line[0], *line[1:]] for line, before in zip(body, firsts)]
+    """A table; a first cell that repeats the one above it is left empty."""
+    firsts = ["", *(line[0] for line in body)]
+    body = [["" if line[0] == above else line[0], *line[1:]] for line, above in zip(body, firsts)]
     lines = [header, ["---"] * len(header), *body]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines) + f"\n{caption}\n"
 
 
 def cell_text(cell: list[dict], metric: str) -> str:
-    """mean ± standard deviation (seeds), and the density reached if it is not the one asked for."""
+    """mean ± standard deviation (seeds, and the density reached if it is not what was asked for)"""
     scores = values(cell, metric)
     spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
     missed = any(row["on_target"] == "False" for row in cell)
@@ -106,10 +106,10 @@ def cell_text(cell: list[dict], metric: str) -> str:
 
 
 def read(folder: Path, file: str) -> list[dict]:
-    found = rows.read(folder / f"{file}.csv")
-    if not found:
+    group = rows.read(folder / f"{file}.csv")
+    if not group:
         raise UserError(f"no rows in results/{file}.csv")
-    return found
+    return group
 
 
 # ------------------------------------------------------------------------ the kinds of table
@@ -117,20 +117,20 @@ def read(folder: Path, file: str) -> list[dict]:
 
 def series_table(choose, folder: Path, file: str, tasks: str) -> str:
     """A line for each series, a column for each density. `choose(row, rows of these tasks)` is one
-    of the next four functions; dense models of further sizes are in pictures only."""
-    found = [row for row in read(folder, file)
+    of CHOICES; dense models of other sizes are in pictures only."""
+    chosen = [row for row in read(folder, file)
              if row["task"] in tasks.split(",") and not row["model"].startswith("small:")]
-    found, body = [row for row in found if choose(row, found)], []
-    keeps = sorted({row["keep"] for row in found} - {""}, key=float, reverse=True)
+    chosen, body = [row for row in chosen if choose(row, chosen)], []
+    keeps = sorted({row["keep"] for row in chosen} - {""}, key=float, reverse=True)
     for task in tasks.split(","):
-        own = [row for row in found if row["task"] == task]
-        if not own:
+        of_task = [row for row in chosen if row["task"] == task]
+        if not of_task:
             raise UserError(f"results/{file}.csv has no such rows of {task}")
-        metric = first_metric(own)
-        for title, cells in series_of(own).items():
+        metric = first_metric(of_task)
+        for title, cells in series_of(of_task).items():
             body.append([f"{task} {metric}", title] + [
                 cell_text(cells[keep], metric) if keep in cells else "–" for keep in keeps])
-    data, model = (", ".join(dict.fromkeys(row[c] for row in found)) for c in ("data", "model"))
+    data, model = (", ".join(dict.fromkeys(row[c] for row in chosen)) for c in ("data", "model"))
     return markdown(
         ["", "method", *(f"{100 * float(keep):g} %" for keep in keeps)], body,
         "mean ± standard deviation (seeds); columns: share of the encoder matrices' weights asked "
@@ -141,52 +141,40 @@ def alone(row: dict) -> bool:
     return not row["teacher"] and not row["freeze"]
 
 
-def methods(row: dict, found: list[dict]) -> bool:
-    return alone(row) and row["keep"] in ("1", "0.1", "0.03")
-
-
-def densities(row: dict, found: list[dict]) -> bool:
-    return alone(row) and row["model"] != "untrained"
-
-
-def teachers(row: dict, found: list[dict]) -> bool:
-    key = itemgetter("task", "method", "keep")
-    return not row["freeze"] and key(row) in {key(other) for other in found if other["teacher"]}
-
-
-def frozen(row: dict, found: list[dict]) -> bool:
-    key = itemgetter("task", "method", "keep", "seed")
-    return not row["teacher"] and key(row) in {key(other) for other in found if other["freeze"]}
+def matched(row: dict, among: list[dict], column: str, *same: str) -> bool:
+    """Does the row equal one that has this column, at least in task, method, density and `same`?"""
+    key = itemgetter("task", "method", "keep", *same)
+    return key(row) in {key(other) for other in among if other[column]}
 
 
 def usual_scope(method: str) -> str:
     return "global" if method in GLOBAL else "local"
 
 
-def paper(folder: Path, runs: str) -> str:
+def paper(folder: Path, which: str) -> str:
     """Tables 2 and 3 from the authors' runs, without a teacher and with one."""
-    if runs not in ("taught", "untaught"):
+    if which not in ("taught", "untaught"):
         raise UserError("taught or untaught runs?")
-    distilled, how = ("yes", "with") if runs == "taught" else ("no", "without")
-    found, body = read(folder, "paper_runs"), []
+    distilled, how = ("yes", "with") if which == "taught" else ("no", "without")
+    runs, body = read(folder, "paper_runs"), []
     key = itemgetter("distilled", "task", "method", "scope")
-    for task in ("squad", "mnli", "qqp"):
+    for task, metrics in PAPER_METRICS.items():
         for method in ("magnitude", "l0", "movement", "soft_movement"):
             wanted = (distilled, task, method, usual_scope(method))
-            own = [row for row in found if key(row) == wanted]
-            body.append([f"{task} {' / '.join(PAPER_METRICS[task])}", rows.method_name(method)] + [
-                " / ".join(f"{at_density(own, keep, m):.1f}" for m in ("metric1", "metric2"))
+            curve = [row for row in runs if key(row) == wanted]
+            body.append([f"{task} {' / '.join(metrics)}", rows.method_name(method)] + [
+                " / ".join(f"{at_density(curve, keep, m):.1f}" for m in ("metric1", "metric2"))
                 for keep in (0.1, 0.03)])
     return markdown(["", "method", "10 %", "3 %"], body,
                     f"the paper's own results {how} a teacher: BERT-base, one seed, from the "
                     "authors' runs in `results/paper_runs.csv`")
 
 
-def at_density(found: list[dict], keep: float, metric: str) -> float:
-    """A metric at a density: of ranked methods that of the nearest run, of the others linearly
-    interpolated between neighbours, as in the paper."""
-    points = sorted((float(row["encoder_density"]), float(row[metric])) for row in found)
-    if found[0]["scope"] == "local":
+def at_density(runs: list[dict], keep: float, metric: str) -> float:
+    """A metric at a density: the nearest run's for ranked methods, interpolated linearly for the
+    others, as in the paper."""
+    points = sorted((float(row["encoder_density"]), float(row[metric])) for row in runs)
+    if runs[0]["scope"] == "local":
         # biases and LayerNorms count here: runs that asked for 0.1 are at 0.101
         return min(points, key=lambda p: abs(p[0] - keep - 0.001))[1]
     return float(np.interp(keep, *zip(*points)))
@@ -207,7 +195,7 @@ def benchmark(folder: Path, parts: str) -> str:
 
 
 def csv(folder: Path, file: str, columns: str) -> str:
-    """Rows as they are, numbers rounded; of ../figures/anatomy.csv those of whole runs."""
+    """Rows as they are, with rounded numbers; from ../figures/anatomy.csv only whole runs."""
     def shown(cell: str) -> str:
         try:
             number = float(cell)
@@ -215,27 +203,31 @@ def csv(folder: Path, file: str, columns: str) -> str:
             return cell or "–"
         return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
 
-    found = [row for row in read(folder, file)
+    lines = [row for row in read(folder, file)
              if row.get("layer", "all") == row.get("matrix", "all") == "all"]
     return markdown(columns.replace("_", " ").split(","),
-                    [[shown(row[column]) for column in columns.split(",")] for row in found],
+                    [[shown(row[column]) for column in columns.split(",")] for row in lines],
                     f"from `{os.path.normpath(f'results/{file}.csv')}`")
 
 
 # --------------------------------------------------------------------------------- the pages
 
-KINDS = {choose.__name__: functools.partial(series_table, choose)
-         for choose in (methods, densities, teachers, frozen)}
+CHOICES = {
+    "methods": lambda row, _: alone(row) and row["keep"] in ("1", "0.1", "0.03"),
+    "densities": lambda row, _: alone(row) and row["model"] != "untrained",
+    "teachers": lambda row, among: not row["freeze"] and matched(row, among, "teacher"),
+    "frozen": lambda row, among: not row["teacher"] and matched(row, among, "freeze", "seed")}
+KINDS = {kind: functools.partial(series_table, choose) for kind, choose in CHOICES.items()}
 KINDS |= {"paper": paper, "benchmark": benchmark, "csv": csv}
 
 
 def fill(text: str, folder: Path, page: str) -> str:
-    """The text of a page with every table made anew from the files of `folder`."""
+    """The text of a page, with every table made anew from the files of `folder`."""
     def made(mark: re.Match) -> str:
         kind, *words = mark[1].split() or [""]
         try:
             if kind not in KINDS:
-                raise UserError(f"no such kind of table{cli.nearest(kind, [*KINDS])}")
+                raise UserError(f"no such kind of table{cli.nearest(kind, KINDS)}")
             return f"<!-- table: {mark[1]} -->\n{KINDS[kind](folder, *words)}<!-- end -->"
         except (UserError, TypeError, KeyError) as error:  # TypeError: too many words, or too few
             what = f"no column {error}" if isinstance(error, KeyError) else error
@@ -250,10 +242,8 @@ def main() -> None:
     cli.Parser(description=__doc__).parse_args()
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        filled = fill(text, HERE / "results", page.relative_to(HERE))
-        if filled != text:
-            write_atomically(page, filled)
-        print(f"{page}: {len(MARK.findall(text))} tables" + (", as they were" * (filled == text)))
+        write_atomically(page, fill(text, HERE / "results", page.relative_to(HERE)))
+        print(f"{page}: {len(MARK.findall(text))} tables")
 
 
 if __name__ == "__main__":
