@@ -2,12 +2,9 @@
 
 import shutil
 
-import numpy as np
 import pytest
-import torch
 from tiny import check_refused
 
-import data
 import evaluate
 import export
 from support.files import read_json, write_json
@@ -44,20 +41,6 @@ def test_export_measures_what_each_kind_of_file_costs(place):
     assert float(sizes["bound of int8"]["density"]) == pytest.approx(0.1, abs=1e-3)
     recorded = read_json("run/run.json")
     assert {row["torch"] for row in sizes.values()} == {recorded["torch"]}
-
-
-def test_metrics_agree_with_transformers(place):
-    transformers = pytest.importorskip("transformers")
-    model = transformers.AutoModelForSequenceClassification.from_pretrained("run").eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained("run")
-    eval_rows = data.read(data.TASKS["sst2"], place.folder / "data", "")
-    batch = tokenizer([text for (text,) in eval_rows.texts], return_tensors="pt", padding=True)
-    with torch.no_grad():
-        predicted = model(**batch).logits.argmax(1).numpy()
-    assert set(predicted) == {0, 1}
-    accuracy = read_json("run/metrics.json")["metrics"]["accuracy"]
-    assert 100 * float(np.mean(predicted == eval_rows.labels)) == pytest.approx(accuracy)
-    assert model.config.id2label == {0: "0", 1: "1"}
 
 
 def test_predictions_in_glues_submission_layout(place):

@@ -69,8 +69,8 @@ def test_a_loss_that_turns_nan_keeps_the_last_checkpoint(place, change_loss):
     assert all(x.isfinite().all() for x in state["parts"][0].values())
     assert "going on from step 20 of 40" in place.train("--resume", output="new").succeeded()
     run, new = (digests(place.folder / name) for name in ("run", "new"))
-    for name in ("model.safetensors", "pruning.safetensors", "log.jsonl"):
-        assert new[name] == run[name], name
+    assert new["pruning.safetensors"] == run["pruning.safetensors"]
+    assert new["log.jsonl"] == run["log.jsonl"]  # without the lines after the checkpoint
 
 
 def test_a_gradient_that_turns_infinite_never_reaches_a_checkpoint(place, change_loss):

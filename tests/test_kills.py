@@ -31,11 +31,6 @@ SWEEP = ("tools.sweep", *TRAIN, "--methods", "movement,magnitude", "--csv", "row
          "--keep-runs", "kept")
 
 
-def start(program, *words):
-    return subprocess.Popen(argv(program, *words), stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True, start_new_session=True)
-
-
 def read_whole(folder):
     """Every file below, under its final name, is complete."""
     for path in folder.rglob("*"):
@@ -74,13 +69,14 @@ class Scene:
 
     def kill(self, *words, began, within):
         """SIGKILL a program at most so many seconds after began() is true."""
-        process = start(*words)
+        process = subprocess.Popen(argv(*words), stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL, start_new_session=True)
         while process.poll() is None and not began():
             time.sleep(0.001)
         time.sleep(self.rng.random() ** 2 * within)
         HITS.append(process.poll() is None)
         process.kill()
-        process.communicate()
+        process.wait()
         read_whole(self.place.folder)
         assert digests(Path("run")) == self.earlier, "an earlier run has changed"
 
