@@ -1,7 +1,6 @@
 """Where tests find things. Real weights and rows are used where the environment names them."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +15,7 @@ os.environ["PYTHONPATH"] = str(ROOT)  # python -m tools.sweep, from any folder
 
 
 def argv(program, *words) -> list[str]:
-    """The command that runs train.py, or a module such as tools.sweep."""
+    """The command that runs train.py, or a module such as tools.sweep, in a process of its own."""
     script = [str(ROOT / program)] if program.endswith(".py") else ["-m", program]
     return [sys.executable, *script, *map(str, words)]
 
@@ -27,7 +26,7 @@ def named_by(variable: str) -> Path:
     return Path(os.environ[variable])
 
 
-from tiny import place, ready  # noqa: E402,F401 (fixtures)
+from tiny import cache, change_loss, command, place, ready, sample_run  # noqa: E402,F401
 
 
 @pytest.fixture(scope="session")
@@ -40,21 +39,3 @@ def real_model() -> Path:
 def real_data() -> Path:
     """A folder with GLUE's files."""
     return named_by("MOVEMENT_TEST_DATA")
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory) -> Path:
-    """A cache of the tests' own: nothing is read from or left in the user's."""
-    folder = tmp_path_factory.mktemp("cache")
-    os.environ["MOVEMENT_CACHE"] = str(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def command(cache):
-    """Run one of the programs as a user does → the finished process, its output as text."""
-
-    def run(*words, **options):
-        return subprocess.run(argv(*words), capture_output=True, text=True, **options)
-
-    return run

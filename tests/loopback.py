@@ -24,24 +24,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         moods = self.server.moods.get(path, [])
         mood = moods.pop(0) if moods else ""
         code, headers, body = self.server.answer(path)
-        sized = headers | {"Content-Length": len(body)}
+        if mood == "drop":
+            return  # the connection closes without an answer
         if mood.isdigit():
-            self.send(int(mood), {"Content-Length": 0})
-        elif mood == "cut":
-            self.send(code, sized, body[: len(body) // 2])
-        elif mood == "cut at once":
-            self.send(code, sized)
-        elif mood == "drop":
-            pass  # the connection closes without an answer
-        elif mood == "longer":
-            self.send(code, headers | {"Content-Length": len(body) + 10}, body + b"x" * 10)
-        elif mood == "no length":
-            self.send(code, headers, body)
-        elif mood == "hang":
-            self.send(code, sized, body[:10])
+            code, headers, body = int(mood), {}, b""
+        sent = {"cut": body[: len(body) // 2], "cut at once": b"", "hang": body[:10],
+                "longer": body + b"x" * 10}.get(mood, body)
+        if mood != "no length":
+            headers = headers | {"Content-Length": max(len(body), len(sent))}
+        self.send(code, headers, sent)
+        if mood == "hang":
             self.server.released.wait(300)
-        else:
-            self.send(code, sized, body)
 
     do_HEAD = do_GET
 

@@ -10,8 +10,8 @@ import time
 import zipfile
 
 import pytest
-from conftest import ROOT
 from loopback import Server
+from tiny import wait_until
 
 import data
 from support import download
@@ -82,25 +82,26 @@ def refusal():
 
 
 def test_the_table_has_every_task_and_plausible_files():
-    files = [file for task in data.TASKS.values() for file in download.files_of(task.folder)]
-    assert all(download.files_of(task.folder) for task in data.TASKS.values())
+    files = {task.folder: download.files_of(task.folder) for task in data.TASKS.values()}
+    assert all(files.values())
+    files = [file for of_task in files.values() for file in of_task]
     assert len({file.sha256 for file in files}) == len(files) == 13
     assert len(download.TABLE.read_text().splitlines()) == 14
     assert all(re.fullmatch("[0-9a-f]{64}", file.sha256) and file.size > 0 for file in files)
 
 
-def test_addresses_are_the_official_ones_unless_there_is_a_mirror(monkeypatch):
+@pytest.mark.parametrize("folder, official, mirrored", [
+    ("QQP", "https://dl.fbaipublicfiles.com/glue/data/QQP-clean.zip", "QQP-clean.zip"),
+    ("SQuAD", "https://rajpurkar.github.io/SQuAD-explorer/dataset/train-v1.1.json",
+     "train-v1.1.json"),
+])
+def test_addresses_are_the_official_ones_unless_there_is_a_mirror(
+        folder, official, mirrored, monkeypatch):
     monkeypatch.delenv("MOVEMENT_MIRROR", raising=False)
-    folders = ("QQP", "MRPC", "SQuAD")
-    files = [download.files_of(folder)[0] for folder in folders]
-    assert [download.url_of(file) for file in files] == [
-        "https://dl.fbaipublicfiles.com/glue/data/QQP-clean.zip",
-        "https://dl.fbaipublicfiles.com/senteval/senteval_data/msr_paraphrase_train.txt",
-        "https://rajpurkar.github.io/SQuAD-explorer/dataset/train-v1.1.json"]
+    file = download.files_of(folder)[0]
+    assert download.url_of(file) == official
     monkeypatch.setenv("MOVEMENT_MIRROR", "http://mirror/all/")
-    assert [download.url_of(file) for file in files] == [
-        "http://mirror/all/QQP-clean.zip", "http://mirror/all/msr_paraphrase_train.txt",
-        "http://mirror/all/train-v1.1.json"]
+    assert download.url_of(file) == f"http://mirror/all/{mirrored}"
 
 
 @pytest.mark.parametrize("name", sorted(set(data.TASKS) - {"mrpc", "squad"}))
@@ -149,9 +150,8 @@ def test_squad(server, publish):
     files = {"train-v1.1.json": b"train", "dev-v1.1.json": b"dev"}
     publish("SQuAD", files)
     folder = download.official_files("SQuAD")
-    assert {path.name: path.read_bytes() for path in (folder / "SQuAD").iterdir()} == files
-    assert data.file_of(data.TASKS["squad"], folder, "train").read_bytes() == b"train"
-    assert data.file_of(data.TASKS["squad"], folder, "").read_bytes() == b"dev"
+    for split, body in (("train", b"train"), ("", b"dev")):
+        assert data.file_of(data.TASKS["squad"], folder, split).read_bytes() == body
 
 
 def test_a_second_call_asks_no_server(cola):
@@ -218,9 +218,8 @@ def test_unusable_mirrors(cola, monkeypatch, mirror):
 FETCH = """
 import sys
 from pathlib import Path
-sys.path.insert(0, {root!r})
 from support import download
-download.TABLE = Path({table!r})
+download.TABLE = Path(sys.argv[1])
 print("ready", flush=True)
 print(download.official_files("CoLA"))
 """
@@ -228,14 +227,8 @@ print(download.official_files("CoLA"))
 
 def start_fetch():
     """official_files("CoLA") in a process of its own, with this one's table."""
-    code = FETCH.format(root=str(ROOT), table=str(download.TABLE))
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-
-
-def wait_until(condition, *processes):
-    """Until it holds, or a process has ended, which the caller then notices."""
-    while not condition() and all(process.poll() is None for process in processes):
-        time.sleep(0.02)
+    return subprocess.Popen([sys.executable, "-c", FETCH, download.TABLE], stdout=subprocess.PIPE,
+                            text=True)
 
 
 def test_an_interrupted_download_leaves_no_half_folder(cola):

@@ -42,19 +42,13 @@ def test_every_equation_table_and_figure_is_there():
         assert item in GUIDE, item
 
 
-@pytest.fixture(scope="module")
-def help_of(command):
-    """A program's help, asked for once."""
-    return functools.cache(lambda program: command(program, "--help").stdout)
-
-
 @pytest.mark.parametrize("line", COMMANDS)
-def test_commands_have_flags_that_exist(line, help_of):
+def test_commands_have_flags_that_exist(line, command):
     program, *words = shlex.split(line)
-    text = help_of(program)
+    text = command(program, "--help").stdout
     assert text, f"{program} has no help"
     if program in ("tools.sweep", "tools.claims"):  # they pass flags on
-        text += help_of("train.py")
+        text += command("train.py", "--help").stdout
     for flag in (w.split("=")[0] for w in words if w.startswith("--")):
         assert flag in text, f"{flag} is not a flag of {program}"
 
@@ -82,7 +76,7 @@ def by_hand():
 
 
 def one_step(n, y):
-    """The step by hand on the scores → the matrix after it, and a, L, M before, L after."""
+    """The step by hand on the scores → the matrix after it, and a, L and M before, L after."""
     layer = nn.Linear(2, 2, bias=False)
     layer.weight.data = n["W"].clone()
     pruner = masking.Pruner({"W": layer.weight}, masking.Movement(), 0.5, masking.Schedule(3, 0, 1))

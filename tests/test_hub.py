@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from loopback import Server
 from tiny import write_model
 
@@ -48,19 +47,18 @@ class Hub(Server):
 
 FETCH = """
 import json, socket, sys, time
-sys.path.insert(0, {root!r})
 connect, socket.socket.connect = socket.socket.connect, None  # importing must not connect
 from support import download
 from support.files import UserError
 time.sleep = lambda seconds: None  # the library waits before it tries again
-results = {{}}
-for name in {names!r}:
+results = {}
+for name in sys.argv[1:]:
     there, socket.socket.connect = False, None  # nor must model_is_there
     try:
         there, socket.socket.connect = download.model_is_there(name), connect
         results[name] = there, str(download.model_folder(name))
     except UserError as error:
-        results[name] = there, f"error: {{error}}"
+        results[name] = there, f"error: {error}"
 print(json.dumps(results))
 """
 
@@ -70,8 +68,7 @@ def fetch_models(home, endpoint, names, **environment):
     clean = {k: v for k, v in os.environ.items()
              if not k.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))}
     clean |= {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "no_proxy": "127.0.0.1"}
-    code = FETCH.format(root=str(ROOT), names=names)
-    done = subprocess.run([sys.executable, "-c", code], env=clean | environment,
+    done = subprocess.run([sys.executable, "-c", FETCH, *names], env=clean | environment,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

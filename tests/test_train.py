@@ -1,43 +1,30 @@
-"""The command line, as a user has it, with settings small enough for seconds."""
+"""train.py as a user has it, with settings small enough for seconds."""
 
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from argparse import Namespace
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from safetensors.torch import load_file
+from tiny import SQUAD, check_refused, digests
 
+import bert
 import data
 import evaluate
+import masking
 import train
-
-TINY = ("--model", "untrained:1x32", "--max-train-rows", 320, "--max-eval-rows", 40,
-        "--steps", 40, "--max-length", 32)
 
 
 def metrics_of(folder):
     return json.loads((folder / "metrics.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def run(command, tmp_path_factory):
-    """A tiny movement run → its folder and what it printed."""
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    done = command("train.py", "--task", "mnli", "--method", "movement", *TINY, "--output", folder)
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
-
-
-def test_folder_holds_what_the_contract_says(run):
-    folder, said = run
+def test_folder_holds_what_the_contract_says(sample_run):
+    folder, said = sample_run
     names = {p.name for p in folder.iterdir()}
     assert names >= {"config.json", "model.safetensors", "pruning.safetensors", "run.json",
                      "tokenizer.json", "log.jsonl", "metrics.json"}
@@ -57,8 +44,8 @@ def test_folder_holds_what_the_contract_says(run):
         assert word in said
 
 
-def test_saved_weights_are_the_masked_ones_and_all_parts_are_kept(run):
-    folder, _ = run
+def test_saved_weights_are_the_masked_ones_and_all_parts_are_kept(sample_run):
+    folder, _ = sample_run
     model, parts = (load_file(folder / name) for name in ("model.safetensors",
                                                           "pruning.safetensors"))
     kept = entries = 0
@@ -76,159 +63,81 @@ def test_saved_weights_are_the_masked_ones_and_all_parts_are_kept(run):
     assert metrics_of(folder)["density"] == pytest.approx(kept / entries)
 
 
-def test_same_seed_same_bits(run, command, tmp_path):
-    folder, _ = run
-    for seed, same in ((0, True), (1, False)):
-        command("train.py", "--task", "mnli", "--method", "movement", *TINY, "--seed", seed,
-                "--output", tmp_path / str(seed))
-        again = (tmp_path / str(seed) / "model.safetensors").read_bytes()
-        assert (again == (folder / "model.safetensors").read_bytes()) is same
+@pytest.mark.parametrize("seed, same", [(0, True), (1, False)])
+def test_a_seed_decides_every_bit(seed, same, place):
+    place.train("--seed", seed, output="again")
+    run, again = (digests(place.folder / name) for name in ("run", "again"))
+    assert (run["model.safetensors"] == again["model.safetensors"]) is same
 
 
 @pytest.mark.parametrize("method", ["dense", "random", "magnitude", "l0", "soft_movement"])
-def test_every_method_runs(method, command, tmp_path):
-    done = command("train.py", "--task", "sst2", "--method", method, *TINY,
-                   "--output", tmp_path / "r")
-    assert done.returncode == 0, done.stderr
-    metrics = metrics_of(tmp_path / "r")
+def test_every_method_runs(method, place):
+    printed = place.train("--method", method, output="new").succeeded()
+    metrics = metrics_of(place.folder / "new")
     assert set(metrics["metrics"]) == {"accuracy"}
     if method == "dense":
         assert metrics["density"] == 1.0 and metrics["keep"] == 1.0
     elif method in ("random", "magnitude"):
         assert metrics["density"] == pytest.approx(0.1, abs=1e-3) and metrics["on_target"]
     elif not metrics["on_target"]:  # 40 steps may be too few, but then it says so
-        assert "WARNING: density" in done.stdout
+        assert "WARNING: density" in printed
 
 
-def test_fixed_penalty_and_freeze_and_scope(command, tmp_path):
-    done = command("train.py", "--task", "qqp", "--method", "soft_movement", "--penalty", 3, *TINY,
-                   "--output", tmp_path / "a")
-    assert "λ fixed at 3" in done.stdout and metrics_of(tmp_path / "a")["penalty"] == 3
-    done = command("train.py", "--task", "qqp", "--method", "movement", "--scope", "global",
-                   "--freeze", "weights", *TINY, "--output", tmp_path / "b")
-    assert done.returncode == 0, done.stderr
-    assert metrics_of(tmp_path / "b")["density"] == pytest.approx(0.1, abs=1e-3)
+def test_regression_with_a_fixed_penalty(place):
+    done = place.train("--task", "stsb", "--method", "soft_movement", "--penalty", 3, output="new")
+    assert "λ fixed at 3" in done.succeeded()
+    metrics = metrics_of(place.folder / "new")
+    assert metrics["penalty"] == 3 and set(metrics["metrics"]) == {"pearson", "spearman"}
 
 
-def test_squad_and_a_teacher(command, tmp_path):
-    tiny = ("--task", "squad", *TINY, "--max-length", 128)
-    done = command("train.py", "--method", "dense", *tiny, "--output", tmp_path / "teacher")
-    assert done.returncode == 0, done.stderr
-    answers = json.loads((tmp_path / "teacher" / "predictions.json").read_text())
+def test_pairs_with_frozen_weights_and_global_ranks(place):
+    place.train("--task", "rte", "--scope", "global", "--freeze", "weights",
+                output="new").succeeded()
+    assert metrics_of(place.folder / "new")["density"] == pytest.approx(0.1, abs=1e-3)
+
+
+def test_squad_and_a_teacher(place):
+    place.train(*SQUAD, "--method", "dense", output="teacher").succeeded()
+    answers = json.loads((place.folder / "teacher" / "predictions.json").read_text())
     assert len(answers) == 40
-    done = command("train.py", "--method", "movement", "--teacher", tmp_path / "teacher", *tiny,
-                   "--output", tmp_path / "student")
-    assert done.returncode == 0, done.stderr
-    assert set(metrics_of(tmp_path / "student")["metrics"]) == {"exact_match", "f1"}
+    place.train(*SQUAD, "--teacher", "teacher", output="student").succeeded()
+    assert set(metrics_of(place.folder / "student")["metrics"]) == {"exact_match", "f1"}
 
 
 # -- interruptions
 
 
-def start(*words):
-    words = [sys.executable, str(ROOT / "train.py"), *map(str, words)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env=os.environ | {"PYTHONUNBUFFERED": "1"})
-
-
-def wait_for(path, seconds=60):
-    end = time.time() + seconds
-    while not path.exists():
-        assert time.time() < end, f"{path} did not appear"
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("method", ["movement", "l0", "soft_movement"])
-def test_a_killed_run_resumes_to_the_same_bits(method, command, tmp_path, cache):
-    words = ("--task", "mnli", "--method", method, *TINY, "--steps", 150, "--save-every", 10)
-    whole = command("train.py", *words, "--output", tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
-    killed = start(*words, "--output", tmp_path / "killed")
-    wait_for(tmp_path / "killed" / "checkpoint.pt")
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    assert not (tmp_path / "killed" / "metrics.json").exists(), "finished before it was killed"
-    done = command("train.py", *words, "--output", tmp_path / "killed", "--resume")
-    assert done.returncode == 0 and "going on from step" in done.stdout, done.stderr
-    for name in ("model.safetensors", "pruning.safetensors"):
-        assert ((tmp_path / "killed" / name).read_bytes()
-                == (tmp_path / "whole" / name).read_bytes())
-    lines = [json.loads(line) for line in (tmp_path / "killed" / "log.jsonl").open()]
-    assert lines == [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").open()]
-    assert metrics_of(tmp_path / "killed")["metrics"] == metrics_of(tmp_path / "whole")["metrics"]
+def test_ctrl_c_saves_and_a_resumed_run_ends_with_the_same_bits(method, place, change_loss):
+    def press_ctrl_c(loss):
+        os.kill(os.getpid(), signal.SIGINT)
+        return loss
+
+    place.train("--method", method, output="whole").succeeded()
+    change_loss(25, press_ctrl_c)
+    done = place.train("--method", method, output="new")
+    assert done.returncode == 130 and "--resume" in done.stdout and "Traceback" not in done.stderr
+    stopped = digests(place.folder / "new")
+    check_refused(place.train("--method", method, "--resume", "--lr", 1, output="new"), "lr was")
+    assert digests(place.folder / "new") == stopped
+    done = place.train("--method", method, "--resume", output="new")
+    assert "going on from step 26 of 40" in done.succeeded()
+    whole, new = (digests(place.folder / name) for name in ("whole", "new"))
+    for name in ("model.safetensors", "pruning.safetensors", "log.jsonl"):
+        assert new[name] == whole[name], name
+    assert metrics_of(place.folder / "new")["metrics"] == (
+        metrics_of(place.folder / "whole")["metrics"])
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, command, cache):
-    words = ("--task", "mnli", "--method", "movement", *TINY, "--steps", 2000,
-             "--output", tmp_path / "r")
-    running = start(*words)
-    wait_for(tmp_path / "r" / "log.jsonl")
-    time.sleep(0.5)
-    running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=60)
-    assert running.returncode == 130 and "--resume" in out and "Traceback" not in err
-    before = (tmp_path / "r" / "run.json").read_bytes()
-    other = command("train.py", *words, "--resume", "--lr", "1e-5")
-    assert other.returncode == 2 and "lr was" in other.stderr
-    assert (tmp_path / "r" / "run.json").read_bytes() == before
+def test_resume_of_nothing_and_of_a_finished_run(place):
+    assert "starts from step 0" in place.train("--resume", output="new").succeeded()
+    before = digests(place.folder / "run")
+    assert "finished already" in place.train("--resume").succeeded()
+    check_refused(place.train("--resume", "--lr", 1), "lr was")
+    assert digests(place.folder / "run") == before
 
 
-def test_resume_of_nothing_and_of_a_finished_run(run, command, tmp_path):
-    words = ("--task", "mnli", "--method", "movement", *TINY)
-    done = command("train.py", *words, "--resume", "--output", tmp_path / "new")
-    assert done.returncode == 0 and "starts from step 0" in done.stdout
-    folder, _ = run
-    before = (folder / "model.safetensors").stat().st_mtime_ns
-    done = command("train.py", *words, "--resume", "--output", folder)
-    assert done.returncode == 0 and "finished already" in done.stdout
-    other = command("train.py", *words, "--resume", "--output", folder, "--lr", "1e-5")
-    assert other.returncode == 2 and "lr was" in other.stderr
-    assert (folder / "model.safetensors").stat().st_mtime_ns == before
-
-
-# -- refusals
-
-
-@pytest.mark.parametrize("words, complaint", [
-    (["--steps", 1], "cannot hold the schedule"),
-    (["--tusk", "mnli"], "did you mean --task"),
-    (["--task", "mnly"], "did you mean mnli"),
-    (["--method", "movment"], "did you mean movement"),
-    (["--keep", 0], "above 0"),
-    (["--keep", 1.5], "at most 1"),
-    (["--keep", "ten"], "not a number"),
-    (["--penalty", 3], "only soft_movement and l0"),
-    (["--method", "l0", "--penalty", "paper"], "no λ for"),
-    (["--data", "nowhere"], "no such folder"),
-    (["--model", "./nowhere"], "nowhere"),
-    (["--model", "small:3"], "small:LAYERSxWIDTH"),
-    (["--task", "wnli"], "there is no sample"),
-    (["--teacher", "nowhere"], "no such folder"),
-    (["--max-length", 4000], "has positions for"),
-    (["--device", "mps"], "has none"),
-])
-def test_wrong_usage_is_refused_in_one_line(words, complaint, command, tmp_path):
-    done = command("train.py", *TINY, "--output", tmp_path / "r", *words)
-    assert done.returncode == 2
-    assert complaint in done.stderr and "Traceback" not in done.stderr
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-    assert not (tmp_path / "r").exists()
-
-
-def test_an_output_folder_in_use_is_left_alone(run, command, tmp_path):
-    folder, _ = run
-    before = (folder / "metrics.json").read_bytes()
-    done = command("train.py", "--task", "mnli", *TINY, "--output", folder)
-    assert done.returncode == 2 and "--overwrite" in done.stderr
-    (tmp_path / "thesis.txt").write_text("years of work")
-    done = command("train.py", "--task", "mnli", *TINY, "--output", tmp_path, "--overwrite")
-    assert done.returncode == 2 and "does not hold a run" in done.stderr
-    done = command("train.py", "--task", "mnli", *TINY, "--output", tmp_path, "--resume")
-    assert done.returncode == 2 and "does not hold a run" in done.stderr
-    done = command("train.py", "--task", "mnli", *TINY, "--output", folder, "--resume",
-                   "--overwrite")
-    assert done.returncode == 2 and "give one of them" in done.stderr
-    assert (tmp_path / "thesis.txt").exists() and (folder / "metrics.json").read_bytes() == before
+# -- pieces
 
 
 def test_twenty_steps_with_recipe_defaults_are_never_refused():
@@ -240,24 +149,15 @@ def test_twenty_steps_with_recipe_defaults_are_never_refused():
                 assert train.make_schedule(settings, 1000).T == 20
 
 
-def test_a_loss_that_is_no_number_stops_the_run(command, tmp_path):
-    done = command("train.py", "--method", "dense", *TINY, "--lr", 1e30, "--output", tmp_path / "r")
-    assert done.returncode == 1 and "the loss is" in done.stderr and "step" in done.stderr
-
-
-# -- pieces
-
-
 def test_rate_rises_then_falls_to_zero():
     assert [train.rate(t, 100, 0.1) for t in (0, 5, 10, 55, 100)] == [0, 0.5, 1, 0.5, 0]
 
 
 def test_batches_from_a_step_are_the_rest_of_the_batches():
-    from data import Features
-
     lengths = np.arange(1, 71)
-    features = Features(np.zeros(lengths.sum(), dtype=np.int32),
-                        np.concatenate([[0], np.cumsum(lengths)]), lengths, lengths, 0)
+    features = data.Features(np.zeros(lengths.sum(), dtype=np.int32),
+                             np.concatenate([[0], np.cumsum(lengths)]), lengths, lengths, 0)
+
     def take(step, n):
         return [i.tolist() for i, _ in zip(train.batches_from(step, features, 16, 0), range(n))]
 
@@ -267,9 +167,6 @@ def test_batches_from_a_step_are_the_rest_of_the_batches():
 
 
 def test_scores_have_a_group_of_their_own_without_decay():
-    import bert
-    import masking
-
     model = bert.create(bert.Config(50, 8, 1, 2, 16, 32), "classification", 3)
     model.bert.embeddings.requires_grad_(False)
     settings = train.Settings(lr=3e-5, score_lr=1e-2, device="cpu")
@@ -305,13 +202,11 @@ def test_a_lost_task_is_recognised():
     assert not collapsed("stsb", np.full(400, 2.5))
 
 
-def test_a_held_out_share_is_measured_beside_the_evaluation_rows(command, tmp_path):
-    done = command("train.py", "--task", "sst2", *TINY, "--max-train-rows", 200, "--held-out", 0.1,
-                   "--max-eval-rows", 50, "--output", tmp_path / "r")
-    assert done.returncode == 0, done.stderr
-    metrics = metrics_of(tmp_path / "r")
+def test_a_held_out_share_is_measured_beside_the_evaluation_rows(place):
+    printed = place.train("--held-out", 0.1, output="new").succeeded()
+    metrics = metrics_of(place.folder / "new")
     assert set(metrics["metrics"]) == set(metrics["held_out_metrics"]) == {"accuracy"}
-    assert (metrics["train_rows"], metrics["eval_rows"]) == (200, 50)
-    assert "50 + 50 held out evaluation rows" in done.stdout and "accuracy_held_out" in done.stdout
+    assert (metrics["train_rows"], metrics["eval_rows"]) == (36, 40)
+    assert "40 + 4 held out evaluation rows" in printed and "accuracy_held_out" in printed
     assert type(metrics["collapsed"]) is bool
-    assert metrics["collapsed"] == ("WARNING: the task is lost" in done.stdout)
+    assert metrics["collapsed"] == ("WARNING: the task is lost" in printed)

@@ -1,35 +1,49 @@
-"""A folder with tiny data, a tiny model and a finished run of it, for tests that break them."""
+"""Tiny data, a tiny model and finished runs of it, and the programs at work on them."""
 
+import contextlib
+import functools
 import hashlib
 import importlib
+import io
+import itertools
 import os
 import shutil
 import sys
+import time
+from typing import NamedTuple
+from unittest import mock
 
 import pytest
 import torch
 
 import bert
+import train
+from sample import generate, pretrain
 from support import files
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "good", "bad", "."]
 CONFIG = bert.Config(vocab_size=len(WORDS), hidden_size=32, num_hidden_layers=1,
                      num_attention_heads=2, intermediate_size=64, max_position_embeddings=128,
                      hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-TINY = ("--method", "movement", "--steps", "40", "--batch-size", "8", "--save-every", "10",
-        "--lr", "1e-3")
-SQUAD = ("--max-length", "99", "--doc-stride", "9")
+# a run on this data and model, and a short one on the generated sample
+TRAIN = ("--data", "data", "--model", "model", "--task", "sst2", "--method", "movement",
+         "--steps", "40", "--batch-size", "8", "--save-every", "10", "--lr", "1e-2",
+         "--max-length", "16")
+SAMPLE = ("--model", "untrained:1x32", "--steps", "40", "--max-train-rows", "320",
+          "--max-eval-rows", "40", "--max-length", "32")
+SQUAD = ("--task", "squad", "--max-length", "99", "--doc-stride", "9")
+
+
+# ------------------------------------------------------------------------- data and weights
 
 
 def tsv(*rows):
     return "".join("\t".join(row) + "\n" for row in rows)
 
 
-GOOD, BAD = ("a good b .", "1"), ("a bad c .", "0")
-SST2 = tsv(("sentence", "label"), *[GOOD, BAD] * 20)
-PAIRS = [("0", "a b", "a c", "entailment"), ("1", "a b", "b", "not_entailment")] * 20
-RTE = tsv(("index", "sentence1", "sentence2", "label"), *PAIRS)
-COLA = tsv(*[("s", "1", "", "a b ."), ("s", "0", "*", "b b a")] * 20)
+SST2 = tsv(("sentence", "label"), *[("a good b .", "1"), ("a bad c .", "0")] * 20)
+RTE = tsv(("index", "sentence1", "sentence2", "label"),
+          *[("0", "a b", "a c", "entailment"), ("1", "a b", "b", "not_entailment")] * 20)
 STSB = tsv(("sentence1", "sentence2", "score"), *[("a b", "a", "2.5"), ("c", "b", "0.000")] * 20)
 
 
@@ -40,7 +54,7 @@ def squad(**change):
 
 
 def write_data(folder):
-    for place, text in (("SST-2", SST2), ("RTE", RTE), ("CoLA", COLA), ("STS-B", STSB)):
+    for place, text in (("SST-2", SST2), ("RTE", RTE), ("STS-B", STSB)):
         files.write_atomically(folder / place / "train.tsv", text)
         files.write_atomically(folder / place / "dev.tsv", text)
     for name in ("train-v1.1.json", "dev-v1.1.json"):
@@ -54,7 +68,7 @@ def write_model(folder):
 
 
 def digests(folder):
-    """name → digest of everything in a folder, but for what a running process keeps there."""
+    """name → digest of every file in a folder."""
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
             for p in sorted(folder.rglob("*")) if p.is_file()}
 
@@ -66,26 +80,82 @@ class Trap:
         return os.mkdir, ("sprung",)
 
 
-class Place:
-    """A folder with data/, model/ and run/, and the commands at work in it."""
+# ----------------------------------------------------------------------------- the programs
 
-    def __init__(self, folder, monkeypatch, capsys):
-        self.folder, self.monkeypatch, self.capsys = folder, monkeypatch, capsys
 
-    def __call__(self, program, *words):
-        """Run a program's main() in this process → status, standard output, standard error."""
-        self.monkeypatch.setattr(sys, "argv", [program, *map(str, words)])
-        self.capsys.readouterr()
+class Done(NamedTuple):
+    """What became of a command."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+    def succeeded(self) -> str:
+        """What it printed, if all went well."""
+        assert self.returncode == 0, self.stderr
+        return self.stdout
+
+
+def run_here(program, *words) -> Done:
+    """Run a program's main() in this process, which saves the seconds that importing takes."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    with (mock.patch.object(sys, "argv", [program, *map(str, words)]),
+          contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)):
         try:
             files.run_main(importlib.import_module(program.removesuffix(".py")).main)
             status = 0
         except SystemExit as end:
             status = end.code
-        return status, *self.capsys.readouterr()
+    return Done(status, *(stream.buffer.getvalue().decode() for stream in (out, err)))
 
-    def train(self, *words, task="sst2", output="run"):
-        return self("train.py", "--data", "data", "--model", "model", "--max-length", "16",
-                    "--task", task, *TINY, "--output", output, *words)
+
+def check_refused(done, said, status=2):
+    """One plain line that says it, and the right status."""
+    error = done.stderr
+    assert said in error and "Traceback" not in error, error
+    assert error.startswith("error: ") and error.count("\n") == 1 and len(error) < 500, error
+    assert done.returncode == status
+    assert "\r" not in error and "\x1b" not in error
+
+
+def wait_until(condition, *processes):
+    """Wait until it holds, for a minute at most, while the processes run."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end and all(process.poll() is None for process in processes)
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """A cache of the tests' own. In place of the whole sample and vocabulary, which would take half
+    a minute, it holds smaller ones, which processes started by a test find too."""
+    os.environ["MOVEMENT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    whole_mnli = generate.cache_entry("MNLI")
+    documents = list(generate.pretraining_documents(1_000))
+    with (mock.patch.dict(generate.SIZES["MNLI"], train=1_000, dev_matched=100, dev_mismatched=100),
+          mock.patch.object(generate, "pretraining_documents", lambda count: documents)):
+        files.cached(*whole_mnli, functools.partial(generate.write_task, "MNLI"))
+        pretrain.small_bert("untrained:1x32")
+
+
+@pytest.fixture(scope="session")
+def command(cache):
+    """Run one of the programs → Done."""
+    return run_here
+
+
+class Place:
+    """A folder with data/, model/ and run/, and the commands at work in it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __call__(self, program, *words):
+        return run_here(program, *words)
+
+    def train(self, *words, output="run"):
+        return self("train.py", *TRAIN, "--output", output, *words)
 
 
 @pytest.fixture(scope="session")
@@ -94,25 +164,35 @@ def ready(tmp_path_factory, cache):
     folder = tmp_path_factory.mktemp("ready")
     write_data(folder / "data")
     write_model(folder / "model")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", [
-            "train.py", "--data", "data", "--model", "model", "--task", "sst2", *TINY,
-            "--max-length", "16", "--output", "run"])
-        importlib.import_module("train").main()
+    with contextlib.chdir(folder):
+        Place(folder).train().succeeded()
     return folder
 
 
 @pytest.fixture
-def place(ready, tmp_path, monkeypatch, capsys):
+def place(ready, tmp_path, monkeypatch):
     shutil.copytree(ready, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    return Place(tmp_path, monkeypatch, capsys)
+    return Place(tmp_path)
 
 
-def check_refused(found, said, status=2):
-    code, _, error = found
-    assert said in error and "Traceback" not in error, error
-    assert error.startswith("error: ") and error.count("\n") == 1 and len(error) < 500, error
-    assert code == status
-    assert "\r" not in error and "\x1b" not in error
+@pytest.fixture(scope="session")
+def sample_run(command, tmp_path_factory):
+    """A short run on the generated MNLI → its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("sample") / "run"
+    return folder, command("train.py", *SAMPLE, "--output", folder).succeeded()
+
+
+@pytest.fixture
+def change_loss(monkeypatch):
+    """change_loss(t, change): the loss of step t becomes change(loss)."""
+    def change_at(t, change):
+        true_loss, steps = train.task_loss, itertools.count()
+
+        def loss(*arguments):
+            value = true_loss(*arguments)
+            return change(value) if next(steps) == t else value
+
+        monkeypatch.setattr(train, "task_loss", loss)
+
+    return change_at
