@@ -1,6 +1,5 @@
 """BERT from scratch (Devlin et al. 2018, arXiv 1810.04805), its classes named as in transformers.
 
-    import bert
     model, fresh = bert.load("path/or/folder", head="classification", num_labels=3)
     logits = model(input_ids, attention_mask, token_type_ids)
 
@@ -108,10 +107,8 @@ class BertLayer(nn.Module):
         return self.attention_output(y.transpose(1, 2).flatten(2))  # (B, R, H)
 
     def forward(self, x, attention_mask, positions=None):
-        """(B, T, H) → (B, T, H), or at `positions` (B, R) only → (B, R, H).
-
-        attention_mask: (B, 1, 1, T), true where there is no padding.
-        """
+        """(B, T, H), (B, 1, 1, T) true where no padding is → (B, T, H); with `positions` (B, R),
+        only there → (B, R, H)."""
         queried = x if positions is None else at_positions(x, positions)  # (B, R, H)
         y = self.attention(x, queried, attention_mask)  # (B, R, H)
         x = self.attention_norm(queried + dropout(y, self.dropout_prob, self.training))
@@ -137,8 +134,8 @@ class BertModel(nn.Module):
     def forward(self, input_ids, attention_mask, token_type_ids, positions=None):
         """(B, T) ids, (B, T) 1 at tokens and 0 at padding, (B, T) segments → (B, T, H).
 
-        With `positions` (B, R), hidden states are returned for these tokens only, (B, R, H): the
-        last layer then computes nothing else but keys and values.
+        With `positions` (B, R), hidden states of these tokens only, (B, R, H): of the others, the
+        last layer then computes just keys and values.
         """
         mask_for_heads = attention_mask[:, None, None, :].bool()  # (B, 1, 1, T)
         x = self.embeddings(input_ids, token_type_ids)  # (B, T, H)
@@ -249,8 +246,7 @@ def save(model: nn.Module, folder: str | Path, labels: list[str] | None = None,
     """Write a folder that any Hugging Face loader reads, each file atomically.
 
     labels: the classes' names in the order of the logits; a single one means regression.
-    tokenizer: a tokenizers.Tokenizer, to be tokenizer.json.
-    tokenizer_source: a folder from which TOKENIZER_FILES are copied, as far as it has them.
+    tokenizer: to be tokenizer.json; tokenizer_source: a folder whose TOKENIZER_FILES are copied.
     """
     config = {"architectures": [type(model).__name__], "model_type": "bert", "dtype": "float32",
               "position_embedding_type": "absolute", **asdict(model.bert.config)}
@@ -283,10 +279,8 @@ OTHER_MODELS = {  # model_type → why its weights do not fit this network
 
 
 def load(folder: str | Path, head: str, num_labels: int = 2) -> tuple[nn.Module, list[str]]:
-    """A model from a Hugging Face folder → model, names of the tensors that the folder lacks.
-
-    Only parts of the head may be lacking; they start afresh. Raises UserError for anything else.
-    """
+    """A model from a Hugging Face folder → model, names of the tensors that the folder lacks: only
+    parts of the head, which start afresh. Raises UserError for anything else."""
     config, _ = read_config(folder)
     weights = read_weights(folder)
     H, layers = config.hidden_size, config.num_hidden_layers
@@ -323,9 +317,10 @@ def check_config(raw: dict, config: Config, path: Path) -> None:
         raise UserError(f"{path}: hidden_act {config.hidden_act!r} is none of {[*ACTIVATIONS]}")
     for f in fields(config):
         value, limit = getattr(config, f.name), 1 if f.type is float else 1_000_000
-        if f.type is not str and (type(value) not in (int, f.type) or not 0 <= value < limit):
-            raise UserError(f"{path}: {f.name} is {value!r}; from 0 to below {limit} is expected")
-    if config.num_attention_heads == 0 or config.hidden_size % config.num_attention_heads:
+        low = 1 if f.name in ("num_hidden_layers", "num_attention_heads") else 0
+        if f.type is not str and (type(value) not in (int, f.type) or not low <= value < limit):
+            raise UserError(f"{path}: {f.name} is {value!r}; {low} to below {limit} is expected")
+    if config.hidden_size % config.num_attention_heads:
         raise UserError(f"{path}: hidden_size {config.hidden_size} is not a multiple of "
                         f"num_attention_heads {config.num_attention_heads}")
     if config.pad_token_id >= config.vocab_size:
@@ -346,10 +341,12 @@ def read_weights(folder: str | Path) -> dict[str, torch.Tensor]:
     path = Path(folder) / "model.safetensors"
     try:
         if path.exists():
-            return safetensors.torch.load_file(path)
-        path = Path(folder) / "pytorch_model.bin"
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-        if all(isinstance(n, str) and x.layout == torch.strided for n, x in weights.items()):
+            weights = safetensors.torch.load_file(path)
+        else:
+            path = Path(folder) / "pytorch_model.bin"
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+        if all(isinstance(name, str) and name.isprintable() and tensor.layout == torch.strided
+               for name, tensor in weights.items()):
             return weights
         why = "it should hold dense tensors, each with a name"
     except FileNotFoundError:

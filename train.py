@@ -107,8 +107,8 @@ class Settings:
 
 
 def make_parser() -> cli.Parser:
-    p = cli.Parser(description=__doc__, usage="train.py [--task TASK] [--method METHOD] "
-                   "[--keep V] [more flags, all below]", add_help=False)
+    p = cli.Parser(description=__doc__.rpartition("\n\n")[0], add_help=False,
+                   usage="train.py [--task TASK] [--method METHOD] [--keep V] [more flags, below]")
     for setting in fields(Settings):
         options = dict(setting.metadata)
         if title := options.pop("group"):
