@@ -31,7 +31,6 @@ ACTIVATIONS = {
 @dataclass
 class Config:
     """The part of config.json that decides the computation; the defaults are BERT-base."""
-
     vocab_size: int = 30522
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -227,8 +226,8 @@ HF_NAMES = (
     ("mlm_norm.", "cls.predictions.transform.LayerNorm."),
     ("mlm_bias", "cls.predictions.bias"),
 )
-TOKENIZER_FILES = (
-    "tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json",
+                   "special_tokens_map.json")
 
 
 def to_hf_name(name: str) -> str:
