@@ -9,6 +9,7 @@ import safetensors.numpy
 import torch
 from conftest import ROOT
 
+import bert
 import masking
 from support import checkpoints as runs
 from support.files import UserError, write_json
@@ -173,7 +174,8 @@ def test_pages_show_what_the_rows_say(page):
 
 def write_run(folder, W):
     """A folder of one layer, H = 4, two heads, four neurons, whose matrices all are W."""
-    tensors = {f"bert.encoder.layer.0.{name}.weight": W for name in anatomy.MATRICES}
+    names = [bert.to_hf_name(f"bert.layers.0.{name}.weight") for name in anatomy.MATRICES]
+    tensors = dict.fromkeys(names, W)
     folder.mkdir()
     safetensors.numpy.save_file(tensors, folder / "model.safetensors")
     write_json(folder / "config.json", {

@@ -20,9 +20,9 @@ from support import checkpoints
 from support.files import UserError, read_json
 from tools.rows import method_name
 
-MATRICES = {  # Hugging Face's name inside a layer → name in the tables
-    "attention.self.query": "query", "attention.self.key": "key", "attention.self.value": "value",
-    "attention.output.dense": "output", "intermediate.dense": "ffn in", "output.dense": "ffn out"}
+MATRICES = {  # name in a BertLayer → name in the tables
+    "query": "query", "key": "key", "value": "value", "attention_output": "output",
+    "intermediate": "ffn in", "output": "ffn out"}
 COLUMNS = ("run", "layer", "matrix", "entries", "kept", "density", "moved_kept", "moved_pruned",
            "grown", "flipped", "came_back", "dead_heads", "dead_neurons")
 
@@ -96,8 +96,11 @@ def assemble(run: Path, metrics: dict, settings: dict, pruning: dict[str, np.nda
 
 def matrix_names(config: bert.Config) -> dict[str, tuple[int, str]]:
     """Hugging Face's name of each matrix that is pruned → its layer, its name in the tables."""
-    return {f"bert.encoder.layer.{layer}.{hf_name}.weight": (layer, name)
-            for layer in range(config.num_hidden_layers) for hf_name, name in MATRICES.items()}
+    with torch.device("meta"):  # names alone
+        model = bert.create(config, "classification")
+    places = {name: name.split(".")[2:4] for name in masking.encoder_matrices(model)}
+    return {bert.to_hf_name(name): (int(layer), MATRICES[part])
+            for name, (layer, part) in places.items()}
 
 
 def unpack_bits(packed: np.ndarray, shape) -> np.ndarray:
