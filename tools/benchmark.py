@@ -339,7 +339,9 @@ def main() -> None:
                    metavar="NAME", help="cpu, cuda, mps, or auto, the fastest there is")
     p.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     args = p.parse_args()
-    parts = args.parts.split(",") if args.parts else PARTS[1:4] if args.quick else PARTS
+    parts = PARTS[1:4] if args.quick else PARTS
+    if args.parts is not None:
+        parts = args.parts.split(",")
     for part in parts:
         if part not in PARTS:
             p.error(f"--parts {part} is not known{cli.nearest(part, PARTS)}")
