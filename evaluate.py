@@ -126,6 +126,40 @@ def check_fits(config: bert.Config, tokenizer, folder: Path, task: data.Task, ma
                         f"{config.max_position_embeddings} tokens")
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that a run needs before its first step."""
+
+    task: data.Task
+    rows: object  # training rows: data.Rows or squad.Questions
+    features: data.Features
+    evaluated: dict  # split → (rows, features)
+    model: torch.nn.Module
+    tokenizer: object
+    model_folder: Path  # where the starting weights and the tokenizer came from
+    fresh: list[str]  # names of freshly initialised tensors
+
+
+def prepare_run(settings) -> Prepared:
+    """Read and check data and model; the sample, the small BERT and downloads are made first."""
+    task = data.TASKS[settings.task]
+    rows, eval_rows = load_rows(settings, task)
+    folder = model_folder(settings.model)
+    tokenizer = load_tokenizer(folder)
+    config, _ = bert.read_config(folder)
+    check_fits(config, tokenizer, folder, task, settings.max_length)
+    torch.manual_seed(settings.seed)  # after pretraining, which draws numbers too
+    if pretrain.is_untrained(settings.model):
+        model, fresh = bert.create(config, *task.head), ["everything"]
+    else:
+        model, fresh = bert.load(folder, *task.head)
+    if not settings.train_embeddings:
+        model.bert.embeddings.requires_grad_(False)
+    return Prepared(task, rows, encode(task, rows, tokenizer, settings, training=True),
+                    encode_all(task, eval_rows, tokenizer, settings),
+                    model.to(settings.device), tokenizer, folder, fresh)
+
+
 # -------------------------------------------------------------------- predictions and metrics
 
 

@@ -24,12 +24,11 @@ import data
 import distill
 import evaluate
 import masking
-from evaluate import encode, encode_all, forward
+from evaluate import forward
 from sample import pretrain
 from support import checkpoints, cli, parallel, recipes, report, squad
 from support.files import RunError, UserError, run_main, write_json
 from support.penalty import PenaltySearch
-from support.tokenizer import load_tokenizer
 
 # --------------------------------------------------------------------------------- settings
 
@@ -264,40 +263,6 @@ def train(model, pruner, optimizer, scheduler, features, settings, begin=0, teac
 # ------------------------------------------------------------------------------ the command
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """Everything that a run needs before its first step."""
-
-    task: data.Task
-    rows: object  # training rows: data.Rows or squad.Questions
-    features: data.Features
-    evaluated: dict  # split → (rows, features)
-    model: torch.nn.Module
-    tokenizer: object
-    model_folder: Path  # where the starting weights and the tokenizer came from
-    fresh: list[str]  # names of freshly initialised tensors
-
-
-def prepare(settings: Settings) -> Prepared:
-    """Read and check data and model; the sample, the small BERT and downloads are made first."""
-    task = data.TASKS[settings.task]
-    rows, eval_rows = evaluate.load_rows(settings, task)
-    folder = evaluate.model_folder(settings.model)
-    tokenizer = load_tokenizer(folder)
-    config, _ = bert.read_config(folder)
-    evaluate.check_fits(config, tokenizer, folder, task, settings.max_length)
-    torch.manual_seed(settings.seed)  # after pretraining, which draws numbers too
-    if pretrain.is_untrained(settings.model):
-        model, fresh = bert.create(config, *task.head), ["everything"]
-    else:
-        model, fresh = bert.load(folder, *task.head)
-    if not settings.train_embeddings:
-        model.bert.embeddings.requires_grad_(False)
-    return Prepared(task, rows, encode(task, rows, tokenizer, settings, training=True),
-                    encode_all(task, eval_rows, tokenizer, settings),
-                    model.to(settings.device), tokenizer, folder, fresh)
-
-
 def make_pruner(model, settings: Settings, schedule: masking.Schedule) -> masking.Pruner:
     method, penalty = masking.METHODS[settings.method](), settings.penalty or 0.0
     if method.penalised and settings.penalty is None:
@@ -315,7 +280,7 @@ def make_pruner(model, settings: Settings, schedule: masking.Schedule) -> maskin
     return pruner
 
 
-def teacher_outputs(settings: Settings, prepared: Prepared) -> list[np.ndarray] | None:
+def teacher_outputs(settings: Settings, prepared: evaluate.Prepared) -> list[np.ndarray] | None:
     """The teacher's outputs for every training row, once: without dropout they never change."""
     if not settings.teacher:
         return None
@@ -327,7 +292,7 @@ def teacher_outputs(settings: Settings, prepared: Prepared) -> list[np.ndarray] 
     return distill.reorder(outputs, order)
 
 
-def save(folder: Path, prepared: Prepared, pruner: masking.Pruner) -> None:
+def save(folder: Path, prepared: evaluate.Prepared, pruner: masking.Pruner) -> None:
     """The pruned model as a Hugging Face folder, and the pruning beside it."""
     for m in pruner.matrices:
         m.weight.data += 0.0  # W ⊙ M leaves −0.0 where W is negative; zeros should be one number
@@ -338,7 +303,7 @@ def save(folder: Path, prepared: Prepared, pruner: masking.Pruner) -> None:
                              folder / "pruning.safetensors")
 
 
-def finish(settings: Settings, prepared: Prepared, pruner, run: checkpoints.Run) -> dict:
+def finish(settings: Settings, prepared: evaluate.Prepared, pruner, run: checkpoints.Run) -> dict:
     """Save the model, measure it, and save what was measured."""
     save(run.folder, prepared, pruner)
     metrics, predictions = evaluate.evaluate(
@@ -362,7 +327,7 @@ def main() -> None:
     first = evaluate.missing_inputs(settings, data.TASKS[settings.task])
     if args.dry_run and first:
         return report.say(report.preparations(first))
-    prepared = prepare(settings)
+    prepared = evaluate.prepare_run(settings)
     schedule = make_schedule(settings, len(prepared.features))
     precision, why = parallel.choose_precision(
         settings.precision, settings.device, prepared.model.bert.config.hidden_size)

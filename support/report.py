@@ -50,7 +50,7 @@ def check_target(pruner, settings, density: float) -> bool:
 
 
 def summary(settings, prepared, pruner, metrics: dict, collapsed: bool, run) -> dict:
-    """The contents of metrics.json. `prepared`: train.Prepared, `run`: checkpoints.Run.
+    """The contents of metrics.json. `prepared`: evaluate.Prepared, `run`: checkpoints.Run.
 
     metrics: by name, those of --held-out with a name that ends in _held_out.
     """
