@@ -258,13 +258,13 @@ class Pruner:
         schedule: when, in optimiser steps.
         scope: "local" ranks each matrix by itself, "global" all together (ranked methods).
         penalty: a fixed λ, or a PenaltySearch that finds the λ for `keep`.
-        dtype: of W' while training; bfloat16 saves casts where the model's products are in it.
+        dtype: of W' while training, by default W's own; bfloat16 saves casts where products use it.
     """
 
     def __init__(self, matrices: dict[str, nn.Parameter], method: Method, keep: float,
                  schedule: Schedule, scope: str = "local",
                  penalty: float | PenaltySearch = 0.0, seed: int = 0,
-                 dtype: torch.dtype = torch.float32):
+                 dtype: torch.dtype | None = None):
         self.method, self.keep, self.schedule, self.seed = method, keep, schedule, seed
         self.dtype = dtype
         self.search = penalty if isinstance(penalty, PenaltySearch) else None
@@ -300,7 +300,7 @@ class Pruner:
         """Make the masks of step t, and put W' = W ⊙ M into the model."""
         if not self.prunes:
             return
-        dtype = self.dtype if training else torch.float32
+        dtype = self.dtype if training else None
         if self.method.ranked:
             v = self.schedule.keep(t, self.keep)
             for group, ranks in self.groups:
@@ -314,7 +314,7 @@ class Pruner:
                 m.M, m.dM_dS = self.method.mask(m.S, tau, draw)
         for m in self.matrices:
             # a = (W ⊙ M) x: the model only ever sees the product
-            m.weight.data = masked(m.W, m.M).to(dtype)
+            m.weight.data = masked(m.W, m.M).to(dtype or m.W.dtype)
             m.ever_pruned |= ~m.M.bool()
 
     @torch.no_grad()
@@ -323,7 +323,7 @@ class Pruner:
         if not self.prunes:
             return
         for m in self.matrices:
-            dL_dW_prime, m.weight.grad = m.weight.grad.float(), None
+            dL_dW_prime, m.weight.grad = m.weight.grad.to(m.W.dtype), None
             dL_dS = self.method.score_gradient(m.W, dL_dW_prime, m.S, m.dM_dS)
             if self.method.learned:
                 m.S.grad = dL_dS

@@ -274,7 +274,7 @@ def make_pruner(model, settings: Settings, schedule: masking.Schedule) -> maskin
     bf16 = settings.precision == "bf16" and one_backward
     pruner = masking.Pruner(masking.encoder_matrices(model), method, settings.keep, schedule,
                             settings.scope, penalty, settings.seed,
-                            torch.bfloat16 if bf16 else torch.float32)
+                            torch.bfloat16 if bf16 else None)
     for W in pruner.weights():
         W.requires_grad_(settings.freeze != "weights")
     return pruner

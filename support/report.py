@@ -60,7 +60,7 @@ def summary(settings, prepared, pruner, metrics: dict, collapsed: bool, run) -> 
             "goes slower, may prevent that")
     size = sizes(prepared.model, pruner)
     named = settings.data in ("sample", "download")
-    held_out = {name for name in metrics if name.endswith("_held_out")}
+    held_out = [name for name in metrics if name.endswith("_held_out")]
     return {
         "task": settings.task,
         "data": settings.data if named else Path(settings.data).resolve().name,

@@ -412,3 +412,28 @@ def test_a_method_of_ones_own_in_ten_lines():
         pruner.set_gradients(t)
     assert pruner.matrices[0].S.tolist() == [[3.0, 2.25], [0.75, 1.5]]
     assert model.weight.tolist() == [[1, 1], [0, 0]] and not pruner.scores()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_model_keeps_its_precision(dtype):
+    model = nn.Linear(4, 3, bias=False).to(dtype)
+    pruner = Pruner({"W": model.weight}, Movement(), 0.5, NOW)
+    pruner.set_masks(5)
+    model(torch.ones(4, dtype=dtype)).sum().backward()
+    pruner.set_gradients(5)
+    assert model.weight.dtype == pruner.matrices[0].S.grad.dtype == dtype
+
+
+def test_masked_weights_in_bf16_are_float32_again_at_the_end():
+    """The gradients are those of the float32 path, where the products are in bf16 anyway."""
+    W, x, gradients = torch.randn(8, 8), torch.randn(5, 8), []
+    for dtype in (None, torch.bfloat16):
+        model, pruner = attach(W, Movement(), dtype=dtype)
+        pruner.set_masks(5)
+        with torch.autocast("cpu", torch.bfloat16):
+            model(x).square().sum().backward()
+        pruner.set_gradients(5)
+        gradients.append(pruner.matrices[0].S.grad)
+        pruner.set_masks(10, training=False)
+        assert model.weight.dtype == gradients[-1].dtype == torch.float32
+    assert torch.equal(*gradients)
