@@ -41,8 +41,6 @@ class Settings:
 
 # ------------------------------------------------------------------------- data and weights
 
-HELD_OUT = "_held_out"  # the split of --held-out
-
 
 def data_folder(name: str, task: data.Task) -> Path:
     """The folder that holds the task's files; the sample and the downloads are made on first use.
@@ -86,7 +84,7 @@ def load_rows(settings, task: data.Task, training: bool = True):
     """→ training rows (None if not `training`), and evaluation rows by split.
 
     With settings.held_out, that share of the training rows is left out of them, drawn with a fixed
-    seed, and is one more split, HELD_OUT. Everything is read and checked before rows are drawn.
+    seed, and is one more split, report.HELD_OUT. All is read and checked before rows are drawn.
     """
     folder = data_folder(settings.data, task)
     train_rows = None
@@ -96,7 +94,7 @@ def load_rows(settings, task: data.Task, training: bool = True):
     if settings.held_out:
         order = np.random.default_rng(0).permutation(len(train_rows))
         count = max(1, round(settings.held_out * len(train_rows)))
-        eval_rows[HELD_OUT] = train_rows.take(np.sort(order[:count]))
+        eval_rows[report.HELD_OUT] = train_rows.take(np.sort(order[:count]))
         train_rows = train_rows.take(np.sort(order[count:]))
     train_rows = data.draw(train_rows, settings.max_train_rows) if training else None
     return train_rows, {split: data.draw(rows, settings.max_eval_rows)

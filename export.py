@@ -202,8 +202,7 @@ def write_csv(path: Path, run: str, recorded: dict, left: int, table: dict, metr
 
 def write_folder(model, task, source: Path, target: Path) -> None:
     """The Hugging Face folder, with the tokenizer and run.json of `source`."""
-    labels = None if task.span else list(task.labels) or ["score"]
-    bert.save(model, target, labels, tokenizer_source=source)
+    bert.save(model, target, task.output_names, tokenizer_source=source)
     files.write_atomically(target / "run.json", (source / "run.json").read_bytes())
 
 

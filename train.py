@@ -24,7 +24,6 @@ import data
 import distill
 import evaluate
 import masking
-from evaluate import forward
 from sample import pretrain
 from support import checkpoints, cli, parallel, recipes, report, squad
 from support.files import RunError, UserError, run_main, write_json
@@ -173,7 +172,7 @@ def batch_loss(model, features: data.Features, index: np.ndarray, settings: Sett
                teacher: list[np.ndarray] | None) -> torch.Tensor:
     """Mean loss of the rows `index`; `teacher`: its outputs for every row, or None."""
     batch = data.collate(features, index, settings.device)
-    logits = forward(model, batch, settings.precision)
+    logits = evaluate.forward(model, batch, settings.precision)
     L_task = task_loss(logits, batch["labels"], batch["attention_mask"])
     if teacher is None:
         return L_task

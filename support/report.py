@@ -7,6 +7,8 @@ import torch
 
 from support import parallel
 
+HELD_OUT = "_held_out"  # the split of --held-out; it ends its metrics' names
+
 
 def say(text: str) -> None:
     if parallel.is_main():
@@ -52,7 +54,7 @@ def check_target(pruner, settings, density: float) -> bool:
 def summary(settings, prepared, pruner, metrics: dict, collapsed: bool, run) -> dict:
     """The contents of metrics.json. `prepared`: evaluate.Prepared, `run`: checkpoints.Run.
 
-    metrics: by name, those of --held-out with a name that ends in _held_out.
+    metrics: by name, those of --held-out with a name that ends in HELD_OUT.
     """
     if collapsed:
         say("WARNING: the task is lost: the model does no better than one that has not read the "
@@ -60,7 +62,7 @@ def summary(settings, prepared, pruner, metrics: dict, collapsed: bool, run) -> 
             "goes slower, may prevent that")
     size = sizes(prepared.model, pruner)
     named = settings.data in ("sample", "download")
-    held_out = [name for name in metrics if name.endswith("_held_out")]
+    held_out = [name for name in metrics if name.endswith(HELD_OUT)]
     return {
         "task": settings.task,
         "data": settings.data if named else Path(settings.data).resolve().name,
@@ -70,7 +72,7 @@ def summary(settings, prepared, pruner, metrics: dict, collapsed: bool, run) -> 
         "penalty": pruner.penalty if pruner.method.penalised else None,
         "on_target": check_target(pruner, settings, size["density"]), "collapsed": collapsed,
         "metrics": {name: value for name, value in metrics.items() if name not in held_out},
-        "held_out_metrics": {name.removesuffix("_held_out"): metrics[name] for name in held_out},
+        "held_out_metrics": {name.removesuffix(HELD_OUT): metrics[name] for name in held_out},
         "train_rows": len(prepared.rows), "train_inputs": len(prepared.features),
         "eval_rows": sum(len(prepared.evaluated[split][0]) for split in prepared.task.dev),
         "steps": settings.steps, "train_seconds": run.seconds, "seed": settings.seed,
@@ -173,7 +175,7 @@ def describe(settings, prepared, pruner, folder: Path, weights: str, why: str) -
 
 def result(metrics: dict, folder: Path) -> str:
     """The table at the end of a run, and what to do next; `metrics`: its metrics.json."""
-    held_out = {f"{name}_held_out": value
+    held_out = {name + HELD_OUT: value
                 for name, value in metrics.get("held_out_metrics", {}).items()}
     values = metrics["metrics"] | held_out | {"density": metrics["density"]}
     width = max(map(len, values))
