@@ -359,8 +359,8 @@ def main() -> None:
     inputs = sum(len(features) for _, features in evaluated.values())
     print(f"{inputs:,} inputs in {seconds:.1f} s ({inputs / seconds:.0f} a second)")
     write_json(args.folder / "evaluation.json", {
-        "task": settings.task, "data": Path(settings.data).name, "metrics": metrics,
-        "inputs": inputs, "eval_rows": sum(len(rows) for rows, _ in evaluated.values()),
+        "task": settings.task, "data": Path(settings.data).name, **report.by_rows(metrics),
+        "eval_rows": sum(len(evaluated[split][0]) for split in task.dev), "inputs": inputs,
         "held_out": settings.held_out, "precision": settings.precision, "sparse": args.sparse,
         "seconds": seconds})
 

@@ -279,15 +279,20 @@ def make_pruner(model, settings: Settings, schedule: masking.Schedule) -> maskin
     return pruner
 
 
-def teacher_outputs(settings: Settings, prepared: evaluate.Prepared) -> list[np.ndarray] | None:
-    """The teacher's outputs for every training row, once: without dropout they never change."""
+def load_teacher(settings: Settings, prepared: evaluate.Prepared):
+    """→ the teacher and the order of its classes, checked; None without one."""
     if not settings.teacher:
         return None
     folder = Path(settings.teacher)
     teacher, order = distill.load_teacher(folder, prepared.task, prepared.tokenizer)
     evaluate.check_fits(teacher.bert.config, prepared.tokenizer, folder, prepared.task,
                         settings.max_length)
-    outputs = evaluate.predict(teacher.to(settings.device), prepared.features, settings)
+    return teacher, order
+
+
+def teacher_outputs(teacher, order: list[int], settings: Settings, features: data.Features):
+    """Its outputs for every training row, once: without dropout they never change."""
+    outputs = evaluate.predict(teacher.to(settings.device), features, settings)
     return distill.reorder(outputs, order)
 
 
@@ -334,11 +339,12 @@ def main() -> None:
     pruner = make_pruner(prepared.model, settings, schedule)
     report.say(report.describe(settings, prepared, pruner, folder,
                                pretrain.remark(settings.model), why))
-    if args.dry_run:
-        return report.say(report.estimate(settings, prepared.features, prepared.model, pruner))
     fixed = asdict(settings) | {"data_fingerprint": prepared.rows.fingerprint}
     run = checkpoints.Run(folder, fixed, pruner, args.resume, args.overwrite)
-    teacher = teacher_outputs(settings, prepared)
+    teacher = load_teacher(settings, prepared)
+    if args.dry_run:
+        return report.say(report.estimate(settings, prepared.features, prepared.model, pruner))
+    teacher = teacher and teacher_outputs(*teacher, settings, prepared.features)
     with run:
         optimizer = make_optimizer(prepared.model, pruner, settings)
         scheduler = make_scheduler(optimizer, settings)

@@ -51,6 +51,15 @@ def check_target(pruner, settings, density: float) -> bool:
     return False
 
 
+def by_rows(metrics: dict) -> dict[str, dict]:
+    """Those of the evaluation rows, and apart from them those of the rows held out."""
+    held_out = [name for name in metrics if name.endswith(HELD_OUT)]
+    return {
+        "metrics": {name: value for name, value in metrics.items() if name not in held_out},
+        "held_out_metrics": {name.removesuffix(HELD_OUT): metrics[name] for name in held_out},
+    }
+
+
 def summary(settings, prepared, pruner, metrics: dict, collapsed: bool, run) -> dict:
     """The contents of metrics.json. `prepared`: evaluate.Prepared, `run`: checkpoints.Run.
 
@@ -62,7 +71,6 @@ def summary(settings, prepared, pruner, metrics: dict, collapsed: bool, run) -> 
             "goes slower, may prevent that")
     size = sizes(prepared.model, pruner)
     named = settings.data in ("sample", "download")
-    held_out = [name for name in metrics if name.endswith(HELD_OUT)]
     return {
         "task": settings.task,
         "data": settings.data if named else Path(settings.data).resolve().name,
@@ -71,8 +79,7 @@ def summary(settings, prepared, pruner, metrics: dict, collapsed: bool, run) -> 
         "keep": settings.keep if settings.penalty is None else None, **size,
         "penalty": pruner.penalty if pruner.method.penalised else None,
         "on_target": check_target(pruner, settings, size["density"]), "collapsed": collapsed,
-        "metrics": {name: value for name, value in metrics.items() if name not in held_out},
-        "held_out_metrics": {name.removesuffix(HELD_OUT): metrics[name] for name in held_out},
+        **by_rows(metrics),
         "train_rows": len(prepared.rows), "train_inputs": len(prepared.features),
         "eval_rows": sum(len(prepared.evaluated[split][0]) for split in prepared.task.dev),
         "steps": settings.steps, "train_seconds": run.seconds, "seed": settings.seed,

@@ -159,6 +159,7 @@ FLAGS = {  # flags of train.py: what is said
     f"--data {SST2_DEV}": f"--data {SST2_DEV}: no such folder",
     "--data sample --task wnli": "there is no sample",
     "--teacher none": "none: no such folder",
+    "--dry-run --teacher none": "none: no such folder",
     "--teacher unfinished": "not fine-tuned",
     "--teacher run --task rte": "run: has the labels 0, 1, but no entailment",
     "--output run": "run: holds files already; choose another --output",

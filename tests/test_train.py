@@ -210,3 +210,7 @@ def test_a_held_out_share_is_measured_beside_the_evaluation_rows(place):
     assert "40 + 4 held out evaluation rows" in printed and "accuracy_held_out" in printed
     assert type(metrics["collapsed"]) is bool
     assert metrics["collapsed"] == ("WARNING: the task is lost" in printed)
+    place("evaluate.py", "new").succeeded()
+    again = read_json(place.folder / "new" / "evaluation.json")
+    for name in ("metrics", "held_out_metrics", "eval_rows"):
+        assert again[name] == metrics[name]

@@ -351,7 +351,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     device = choose_device(args.device)
     sizes = (QUICK,) if args.quick else GPU_SIZES if device == "cuda" else SIZES
-    bench = Bench(device, sizes, rounds=5 if args.quick else 9)
+    bench = Bench(device, sizes, rounds=9 if args.quick else 15)
     result = {**origin.origin(device), "device": device, **checkpoints.versions(),
               "precision": bench.precision(QUICK)}
     print(f"{result['machine']} · {result['threads']} threads · torch {result['torch']} · "
