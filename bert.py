@@ -101,13 +101,13 @@ class BertLayer(nn.Module):
             y = F.scaled_dot_product_attention(Q, K, V, attention_mask, p)  # (B, A, R, D)
         else:  # on a CPU, with dropout, this is twice as fast as the function
             scores = Q @ K.transpose(2, 3) / math.sqrt(K.shape[3])  # (B, A, R, T)
-            scores = scores.masked_fill(~attention_mask, -math.inf)
+            if attention_mask is not None:
+                scores = scores.masked_fill(~attention_mask, -math.inf)
             y = dropout(scores.softmax(3), p, self.training).to(V.dtype) @ V  # (B, A, R, D)
         return self.attention_output(y.transpose(1, 2).flatten(2))  # (B, R, H)
 
     def forward(self, x, attention_mask, positions=None):
-        """(B, T, H), (B, 1, 1, T) true where no padding is → (B, T, H); with `positions` (B, R),
-        only there → (B, R, H)."""
+        """x (B, T, H), mask (B, 1, 1, T) or None → (B, T, H); only at `positions` (B, R, H)."""
         queried = x if positions is None else at_positions(x, positions)  # (B, R, H)
         y = self.attention(x, queried, attention_mask)  # (B, R, H)
         x = self.attention_norm(queried + dropout(y, self.dropout_prob, self.training))
@@ -131,16 +131,16 @@ class BertModel(nn.Module):
         self.layers = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
 
     def forward(self, input_ids, attention_mask, token_type_ids, positions=None):
-        """(B, T) ids, (B, T) 1 at tokens and 0 at padding, (B, T) segments → (B, T, H).
+        """(B, T) ids, (B, T) 1 at tokens and 0 at padding or None, (B, T) segments → (B, T, H).
 
-        With `positions` (B, R), hidden states of these tokens only, (B, R, H): of the others, the
-        last layer then computes just keys and values.
-        """
-        mask_for_heads = attention_mask[:, None, None, :].bool()  # (B, 1, 1, T)
+        With `positions` (B, R), only the hidden states there, (B, R, H): the last layer then
+        computes just keys and values of the other tokens."""
+        if attention_mask is not None:
+            attention_mask = attention_mask[:, None, None, :].bool()  # (B, 1, 1, T)
         x = self.embeddings(input_ids, token_type_ids)  # (B, T, H)
         for layer in self.layers[:-1]:
-            x = layer(x, mask_for_heads)  # (B, T, H)
-        return self.layers[-1](x, mask_for_heads, positions)  # (B, T, H) or (B, R, H)
+            x = layer(x, attention_mask)  # (B, T, H)
+        return self.layers[-1](x, attention_mask, positions)  # (B, T, H) or (B, R, H)
 
 
 class BertForSequenceClassification(nn.Module):

@@ -295,10 +295,11 @@ def batches_in_order(features: Features, size: int) -> Iterator[np.ndarray]:
         yield order[at : at + size]
 
 
-def collate(features: Features, index: np.ndarray, device="cpu") -> dict[str, torch.Tensor]:
+def collate(features: Features, index: np.ndarray, device="cpu") -> dict:
     """The rows `index`, (B,), padded to the longest of them.
 
     → input_ids, attention_mask and token_type_ids, (B, T) int64; labels, (B,), of spans (B, 2).
+    Where nothing is padding, attention_mask is None, with which attention is faster.
     """
     begins, ends = features.starts[index], features.starts[index + 1]  # (B,)
     B, T = len(index), int((ends - begins).max())
@@ -310,4 +311,8 @@ def collate(features: Features, index: np.ndarray, device="cpu") -> dict[str, to
         types[b, features.first[index[b]] : end - begin] = 1
     arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types,
               "labels": features.labels[index]}
-    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+    batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    if str(device).startswith("cuda"):  # from pinned memory, a copy goes on while Python does
+        batch = {name: x.pin_memory() for name, x in batch.items()}
+    batch = {name: x.to(device, non_blocking=True) for name, x in batch.items()}
+    return batch | {"attention_mask": None} if mask.all() else batch

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from support.noise import uniform_noise
 from support.penalty import PenaltySearch
-from support.ranks import TopK
+from support.ranks import TopK, top_of_groups
 
 # ---------------------------------------------------------------------------- the schedule
 
@@ -73,17 +73,14 @@ def top_v_by_sorting(scores: list[Tensor], v: float) -> list[Tensor]:
     return [part.view_as(S) for part, S in zip(M.split([S.numel() for S in scores]), scores)]
 
 
-def top_v(scores: list[Tensor], v: float, ranks: TopK | None = None) -> list[Tensor]:
+def top_v(scores: list[Tensor], v: float) -> list[Tensor]:
     """The same, faster: bool masks of the round(v·n) largest of the n scores of all tensors.
 
     Of equal scores, a fixed hash scatters those that are kept, so that rows and columns do not
-    empty in clumps. `ranks` remembers earlier answers, to save time.
+    empty in clumps.
     """
-    n = sum(S.numel() for S in scores)
-    k = round(v * n)
-    if k == 0 or k == n:
-        return [torch.full_like(S, k == n, dtype=torch.bool) for S in scores]
-    return (ranks or TopK()).masks(scores, k)
+    [masks] = top_of_groups([scores], v, [TopK()], scores[0].device)
+    return masks
 
 
 def masked(W: Tensor, M: Tensor) -> Tensor:
@@ -105,7 +102,7 @@ class Method:
     penalised = False  # is λ R(S) added to the loss?
     initial_score = 0.0  # of learned scores
     tau_f = 0.0  # τ at the end of the run, for methods with a τ
-    floor = 0.0  # mask() keeps at least this share of every matrix
+    floor = 0.0  # where mask() leaves less of a matrix, this share of its highest scores stays
     kept_above = 0.0  # at the end, a weight stays where S exceeds this (methods with a penalty)
 
     def first_scores(self, W: Tensor, generator: torch.Generator) -> Tensor | None:
@@ -175,10 +172,7 @@ class SoftMovement(Movement):
     kept_above = math.log(tau_f / (1 - tau_f))  # σ(kept_above) = τ_f
 
     def mask(self, S, tau, draw):
-        M = torch.sigmoid(S) > tau
-        if torch.count_nonzero(M) < self.floor * M.numel():
-            [M] = top_v([S], self.floor)
-        return M, None
+        return torch.sigmoid(S) > tau, None
 
     def penalty(self, S):
         # R(S) = σ(S), averaged
@@ -270,6 +264,7 @@ class Pruner:
         self.search = penalty if isinstance(penalty, PenaltySearch) else None
         self.fixed_penalty = penalty if self.search is None else None
         self.penalty = 0.0  # λ at the last step
+        self.device = next(iter(matrices.values())).device
         self.prunes = not isinstance(method, Dense)
         generator = torch.Generator().manual_seed(seed)
         self.matrices = []
@@ -282,8 +277,9 @@ class Pruner:
                 S = method.first_scores(m.W.detach(), generator)
                 m.S = None if S is None else nn.Parameter(S, requires_grad=method.learned)
             self.matrices.append(m)
-        groups = [self.matrices] if scope == "global" else [[m] for m in self.matrices]
-        self.groups = [(group, TopK()) for group in groups]  # ranked together
+        # ranked together, and what is remembered of each group's ranks
+        self.groups = [self.matrices] if scope == "global" else [[m] for m in self.matrices]
+        self.ranks = [TopK() for _ in self.groups]
 
     def weights(self) -> list[nn.Parameter]:
         """What the optimiser moves instead of the model's own matrices."""
@@ -303,19 +299,29 @@ class Pruner:
         dtype = self.dtype if training else None
         if self.method.ranked:
             v = self.schedule.keep(t, self.keep)
-            for group, ranks in self.groups:
-                masks = top_v([self.method.scores(m.W, m.S) for m in group], v, ranks)
+            scores = ([self.method.scores(m.W, m.S) for m in group] for group in self.groups)
+            all_masks = top_of_groups(scores, v, self.ranks, self.device)
+            for group, masks in zip(self.groups, all_masks):
                 for m, M in zip(group, masks):
                     m.M = M
         else:
             tau = self.schedule.tau(t, self.method.tau_f)
-            draw = uniform_noise(self.seed, t, self.matrices[0].W.device) if training else None
+            draw = uniform_noise(self.seed, t, self.device) if training else None
             for m in self.matrices:
                 m.M, m.dM_dS = self.method.mask(m.S, tau, draw)
+            self.keep_floor()
         for m in self.matrices:
             # a = (W ⊙ M) x: the model only ever sees the product
             m.weight.data = masked(m.W, m.M).to(dtype or m.W.dtype)
             m.ever_pruned |= ~m.M.bool()
+
+    def keep_floor(self) -> None:
+        """A matrix with less than the method's floor left keeps its highest scores instead."""
+        if self.method.floor:
+            counts = torch.stack([torch.count_nonzero(m.M) for m in self.matrices]).tolist()
+            for m, count in zip(self.matrices, counts):
+                if count < self.method.floor * m.M.numel():
+                    [m.M] = top_v([m.S], self.method.floor)
 
     @torch.no_grad()
     def set_gradients(self, t: int) -> None:
@@ -377,8 +383,8 @@ class Pruner:
         """Share of the pruned matrices' entries with a non-zero mask."""
         if not self.prunes:
             return 1.0
-        kept = sum(int(torch.count_nonzero(m.M)) for m in self.matrices)
-        return kept / sum(m.M.numel() for m in self.matrices)
+        kept = torch.stack([torch.count_nonzero(m.M) for m in self.matrices]).sum()
+        return int(kept) / sum(m.M.numel() for m in self.matrices)
 
 
 def encoder_matrices(model: nn.Module) -> dict[str, nn.Parameter]:

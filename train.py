@@ -26,7 +26,7 @@ import evaluate
 import masking
 from sample import pretrain
 from support import checkpoints, cli, parallel, recipes, report, squad
-from support.files import RunError, UserError, run_main, write_json
+from support.files import UserError, run_main, write_json
 from support.penalty import PenaltySearch
 
 # --------------------------------------------------------------------------------- settings
@@ -157,11 +157,13 @@ def make_schedule(settings: Settings, rows: int) -> masking.Schedule:
 def task_loss(logits, labels, attention_mask):
     """Cross-entropy; for spans the mean of start's and end's, for regression squared error.
 
-    logits (B, C), (B, 1) or (B, T, 2); labels (B), for spans (B, 2); attention_mask (B, T).
+    logits (B, C), (B, 1) or (B, T, 2); labels (B), for spans (B, 2); attention_mask (B, T) or
+    None.
     """
     if logits.dim() == 3:
-        padding = attention_mask[:, :, None] == 0
-        logits = logits.masked_fill(padding, distill.MASKED_LOGIT)  # (B, T, 2)
+        if attention_mask is not None:
+            padding = attention_mask[:, :, None] == 0  # (B, T, 1)
+            logits = logits.masked_fill(padding, distill.MASKED_LOGIT)  # (B, T, 2)
         return sum(F.cross_entropy(logits[:, :, i], labels[:, i]) for i in (0, 1)) / 2
     if logits.shape[1] == 1:
         return F.mse_loss(logits.squeeze(1), labels)
@@ -176,7 +178,7 @@ def batch_loss(model, features: data.Features, index: np.ndarray, settings: Sett
     L_task = task_loss(logits, batch["labels"], batch["attention_mask"])
     if teacher is None:
         return L_task
-    answer_tokens = (batch["attention_mask"] * batch["token_type_ids"]).bool()  # (B, T)
+    answer_tokens = batch["token_type_ids"].bool()  # (B, T), false at padding
     answer_tokens[:, 0] = True  # [CLS]
     L_teacher = distill.distillation_loss(logits, distill.batch_outputs(teacher, index, logits),
                                           answer_tokens, settings.temperature)
@@ -184,7 +186,7 @@ def batch_loss(model, features: data.Features, index: np.ndarray, settings: Sett
 
 
 def loss_and_gradients(model, features: data.Features, index: np.ndarray, settings: Settings,
-                       teacher: list[np.ndarray] | None) -> float:
+                       teacher: list[np.ndarray] | None) -> torch.Tensor:
     """Forward and backward pass of a batch, in pieces, on each process its share → mean loss.
 
     Leaves dL/dW' in the model's weights, averaged over the processes.
@@ -194,7 +196,7 @@ def loss_and_gradients(model, features: data.Features, index: np.ndarray, settin
         with parallel.averaging(model, i == len(pieces)):
             L = batch_loss(model, features, rows, settings, teacher) * weight
             L.backward()
-        loss += L.item()
+        loss = loss + L.detach()
     return parallel.mean(loss)
 
 
@@ -233,8 +235,8 @@ def batches_from(step: int, features: data.Features, size: int, seed: int) -> It
 def train(model, pruner, optimizer, scheduler, features, settings, begin=0, teacher=None):
     """Fine-prune `model` in place, from step `begin` on.
 
-    Yields step, loss and the groups' learning rates after every optimiser step.
-    RunError when the loss or its gradient is no longer finite.
+    Yields step, loss, norm of the gradient and the groups' learning rates after every optimiser
+    step. Loss and norm are tensors: to read one, Python has to wait for a GPU to finish the step.
     """
     T = settings.steps
     learned = [p for group in optimizer.param_groups for p in group["params"]]
@@ -246,16 +248,13 @@ def train(model, pruner, optimizer, scheduler, features, settings, begin=0, teac
         pruner.set_masks(t)  # M from S, and W' = W ⊙ M in the model: Eqs. (1), (4), (5)
         loss = loss_and_gradients(net, features, index, settings, teacher)  # dL/dW'
         pruner.set_gradients(t)  # dL/dW and dL/dS from dL/dW': Eq. (2)
-        norm = float(torch.nn.utils.clip_grad_norm_(learned, 1.0))
-        if not math.isfinite(loss + norm):  # before it reaches the weights, or a checkpoint
-            raise RunError(f"the loss is {loss} at step {t}, the norm of its gradient {norm}; "
-                           "lower --lr or --score-lr")
+        norm = torch.nn.utils.clip_grad_norm_(learned, 1.0)
         rates = scheduler.get_last_lr()
         optimizer.step()  # W, S and everything else
         scheduler.step()
         optimizer.zero_grad()
         parallel.check_equal(pruner, t)
-        yield t, loss, rates
+        yield t, loss, norm, rates
     pruner.set_masks(T, training=False)
 
 
@@ -351,9 +350,9 @@ def main() -> None:
         begin = run.restore(
             [prepared.model, pruner, optimizer, scheduler],
             checkpoints.fingerprint({bert.to_hf_name(m.name): m.W for m in pruner.matrices}))
-        for t, loss, rates in train(prepared.model, pruner, optimizer, scheduler,
-                                    prepared.features, settings, begin, teacher):
-            run.step(t, loss, rates)
+        for step in train(prepared.model, pruner, optimizer, scheduler, prepared.features,
+                          settings, begin, teacher):
+            run.step(*step)
         run.end()
         if parallel.is_main():
             summary = finish(settings, prepared, pruner, run)

@@ -10,6 +10,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import platform
 import shutil
 import signal
@@ -21,10 +22,11 @@ import numpy as np
 import safetensors.torch
 import tokenizers
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from support import files, origin, parallel, report
-from support.files import UserError, read_json, write_atomically
+from support.files import RunError, UserError, read_json, write_atomically
 from support.report import say
 
 FILES = (  # metrics.json is removed first, so that a half-removed run does not look finished
@@ -174,6 +176,7 @@ class Run:
         self.settings = {k: v for k, v in settings.items() if k not in INCIDENTAL}
         self.settings["device"] = settings["device"].split(":")[0]
         self.t, self.smooth_loss, self.start = 0, None, None
+        self.unread = []  # loss and norm of the gradient of the last steps, still on the device
         self.bar, self.log, self.stopping = None, None, False
         self.checkpoint = folder / "checkpoint.pt"
         self.state = self.read_checkpoint() if resume and self.checkpoint.exists() else None
@@ -284,27 +287,42 @@ class Run:
         write_atomically(path, "".join(line + "\n" for line in kept))
         self.log = open(path, "ab", buffering=0)  # a line is in the file as soon as it is written
 
-    def step(self, t: int, loss: float, rates: list[float]) -> None:
+    def step(self, t: int, loss: Tensor, norm: Tensor, rates: list[float]) -> None:
         """To be called after every optimiser step: bar, log, checkpoint, Ctrl-C."""
         self.t = t + 1
-        self.smooth_loss = (loss if self.smooth_loss is None
-                            else 0.98 * self.smooth_loss + 0.02 * loss)
+        self.unread.append(torch.stack([loss, norm]))
+        log_due = t % LOG_EVERY == 0 or self.t == self.T
+        save_due = self.t % self.save_every == 0 and self.t < self.T
+        if log_due or save_due or self.stopping:
+            self.read()
         if self.bar is not None:
-            self.show(t, loss, rates)
-        if self.t % self.save_every == 0 and self.t < self.T:
+            self.bar.update()
+            if log_due:
+                self.show(t, rates)
+        if save_due or self.stopping:
             self.save()
         if self.stopping:
-            self.save()
             say(f"\nstopped after step {self.t}; go on with the same command and --resume "
                 f"--output {self.folder}")
             raise KeyboardInterrupt
 
-    def show(self, t: int, loss: float, rates: list[float]) -> None:
-        self.bar.update()
-        if t % LOG_EVERY and self.t != self.T:
-            return
+    def read(self) -> None:
+        """Look at the losses since the last time; RunError where one is not a number.
+
+        Only now and then, since a GPU has to finish its work first; but always before a checkpoint.
+        """
+        values, self.unread = torch.stack(self.unread).tolist(), []
+        for t, (loss, norm) in enumerate(values, self.t - len(values)):
+            if not math.isfinite(loss + norm):
+                raise RunError(f"the loss is {loss} at step {t}, the norm of its gradient {norm}; "
+                               "lower --lr or --score-lr")
+            self.loss = loss
+            self.smooth_loss = (loss if self.smooth_loss is None
+                                else 0.98 * self.smooth_loss + 0.02 * loss)
+
+    def show(self, t: int, rates: list[float]) -> None:
         density = self.pruner.density()
-        line = {"step": t, "loss": loss, "density": density, "penalty": self.pruner.penalty,
+        line = {"step": t, "loss": self.loss, "density": density, "penalty": self.pruner.penalty,
                 "lr": rates[0], "score_lr": rates[-1] if len(rates) > 1 else None}
         with files.naming(self.folder / "log.jsonl"):
             self.log.write(json.dumps(line).encode() + b"\n")

@@ -119,15 +119,12 @@ def seed_dropout(seed: int, t: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence([seed, t, rank()]).generate_state(1)[0]))
 
 
-def mean(value: float) -> float:
+def mean(value: torch.Tensor) -> torch.Tensor:
     """A number averaged over the processes."""
     if world() == 1:
         return value
-    total = torch.tensor(value, dtype=torch.float64)
-    if dist.get_backend() == "nccl":
-        total = total.cuda()
-    dist.all_reduce(total)
-    return float(total) / world()
+    dist.all_reduce(value)
+    return value / world()
 
 
 def check_equal(pruner, t: int) -> None:

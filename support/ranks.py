@@ -10,39 +10,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# On a CPU, scores are numpy arrays here: numpy compares, counts and indexes in a fifth of torch's
-# time. On a GPU they stay tensors. Where the two differ in their names, one of these chooses.
 
+def top_of_groups(groups, v: float, memory: list["TopK"], device: torch.device):
+    """Bool masks of the round(v·n) largest of the n scores of each group of tensors.
 
-def flatten(S: Tensor) -> np.ndarray | Tensor:
-    return S.detach().numpy().ravel() if S.device.type == "cpu" else S.detach().flatten()
-
-
-def join(parts: list) -> np.ndarray | Tensor:
-    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else torch.cat(parts)
-
-
-def count(mask) -> int:
-    return np.count_nonzero(mask) if isinstance(mask, np.ndarray) else int(mask.sum())
-
-
-def places(mask) -> np.ndarray | Tensor:
-    return np.flatnonzero(mask) if isinstance(mask, np.ndarray) else mask.nonzero().flatten()
-
-
-def order_statistics(x, at: list[int]) -> list[float]:
-    """The values at these places of x (n) in ascending order; on a CPU by selection, not sorting.
+    groups: an iterable of lists of tensors; memory: a TopK for each group, which makes the next
+    call faster on a CPU.
     """
-    return (np.partition(x, at) if isinstance(x, np.ndarray) else x.sort().values)[at].tolist()
+    if device.type != "cpu":
+        return at_once(list(groups), v)
+    return (top_k.masks(scores, round(v * sum(S.numel() for S in scores)))
+            for scores, top_k in zip(groups, memory))
 
 
 class TopK:
-    """The k largest of many scores, again and again while the scores and k move.
+    """The k largest of many scores, again and again while the scores and k move; for a CPU.
 
     The masks are exact and do not depend on earlier ones; only the speed does. The last two k-th
     largest scores give a bracket in which the next one should lie. One pass marks the scores
     above it and finds those inside. If the k-th largest is among these few, only they have to be
-    ordered; if not, all scores are, and the next bracket is wider.
+    ordered; if not, all scores are, and the next bracket is wider. Scores are numpy arrays here:
+    numpy compares, counts and indexes in a fifth of torch's time.
     """
 
     narrowest, widest = 1 / 500, 1 / 8  # half a bracket's width, as a share of all scores
@@ -51,30 +39,32 @@ class TopK:
         self.last, self.bracket, self.half_width = None, (math.inf, math.inf), 5 * self.narrowest
 
     def masks(self, scores: list[Tensor], k: int) -> list[Tensor]:
-        """Bool masks of the k largest entries of all `scores`, 0 < k < their number.
+        """Bool masks of the k largest entries of all `scores`.
 
         Among scores equal to the k-th largest a hash of the positions chooses: the same ones every
         time, spread over rows and columns.
         """
-        flat = [flatten(S) for S in scores]
+        if k == 0 or k == sum(S.numel() for S in scores):
+            return [torch.full_like(S, k > 0, dtype=torch.bool) for S in scores]
+        flat = [S.detach().numpy().ravel() for S in scores]
         masks, inside, values = compare(flat, *self.bracket)
-        candidates, above = join(values), sum(map(count, masks))
+        candidates, above = np.concatenate(values), sum(map(np.count_nonzero, masks))
         if above < k <= above + len(candidates):
             self.half_width = max(self.narrowest, 0.93 * self.half_width)
             [kth] = order_statistics(candidates, [above + len(candidates) - k])
             self.aim(kth, *self.bracket, len(candidates), sum(map(len, flat)))
         else:
-            kth, low, high = self.search_all(join(flat), k)
+            kth, low, high = self.search_all(np.concatenate(flat), k)
             masks, inside, values = compare(flat, low, high)
-            candidates, above = join(values), sum(map(count, masks))
+            candidates, above = np.concatenate(values), sum(map(np.count_nonzero, masks))
         for mask, where, value in zip(masks, inside, values):
             mask[where] = value >= kth
-        extra = above + count(candidates >= kth) - k
+        extra = above + np.count_nonzero(candidates >= kth) - k
         if extra > 0:
             drop_ties(masks, inside, values, kth, extra)
-        return [torch.as_tensor(mask).view(S.shape) for S, mask in zip(scores, masks)]
+        return [torch.from_numpy(mask).view(S.shape) for S, mask in zip(scores, masks)]
 
-    def search_all(self, x: Tensor, k: int) -> tuple[float, float, float]:
+    def search_all(self, x: np.ndarray, k: int) -> tuple[float, float, float]:
         """→ the k-th largest of x (n), and a bracket around it."""
         n = len(x)
         self.half_width = min(self.widest, 2 * self.half_width)
@@ -92,24 +82,63 @@ class TopK:
         self.last, self.bracket = kth, (ahead - reach, ahead + reach)
 
 
+def order_statistics(x: np.ndarray, at: list[int]) -> list[float]:
+    """The values at these places of x (n) in ascending order; by selection, not sorting."""
+    return np.partition(x, at)[at].tolist()
+
+
 def compare(flat: list, low: float, high: float) -> tuple[list, list, list]:
     """For each array of scores (n): a bool mask (n) of those above `high`, the places of those in
     [low, high], and their values."""
     masks = [x > high for x in flat]
-    inside = [places((x >= low) ^ above) for x, above in zip(flat, masks)]
+    inside = [np.flatnonzero((x >= low) ^ above) for x, above in zip(flat, masks)]
     return masks, inside, [x[where] for x, where in zip(flat, inside)]
 
 
-def drop_ties(masks: list, inside: list, values: list, kth: float, extra: int) -> None:
-    """Clear `extra` of the entries that equal `kth`; inside, values: as from `compare`.
+def scattered(places, count: int):
+    """`count` of these places (n), of an array or a tensor, chosen by a multiplicative hash.
 
-    The hash is multiplicative; it spreads what stays more evenly than chance would (except at a
-    few shapes, such as 144 × 144).
+    It spreads the others more evenly than chance would (except at a few shapes, such as 144 × 144).
     """
+    return places[(places * 2654435761 % 2**32).argsort()[:count]]
+
+
+def drop_ties(masks: list, inside: list, values: list, kth: float, extra: int) -> None:
+    """Clear `extra` of the entries that equal `kth`; inside, values: as from `compare`."""
     starts = np.cumsum([0] + [len(mask) for mask in masks]).tolist()
-    ties = join([where[value == kth] + start
-                 for where, value, start in zip(inside, values, starts)])
-    dropped = ties[(ties * 2654435761 % 2**32).argsort()[:extra]]
+    ties = np.concatenate([where[value == kth] + start
+                           for where, value, start in zip(inside, values, starts)])
+    dropped = scattered(ties, extra)
     for mask, start in zip(masks, starts):
         of_this_mask = dropped[(start <= dropped) & (dropped < start + len(mask))]
         mask[of_this_mask - start] = False
+
+
+def at_once(groups: list[list[Tensor]], v: float) -> list[list[Tensor]]:
+    """The same for a GPU, where time goes into waiting for the device whenever Python has to know
+    a number: groups of the same size take one wait together."""
+    flat = [torch.cat([S.detach().flatten() for S in group]) for group in groups]  # (n) each
+    masks = {}
+    for n in {len(x) for x in flat}:
+        alike = [i for i, x in enumerate(flat) if len(x) == n]
+        masks |= zip(alike, top_of_rows(torch.stack([flat[i] for i in alike]), round(v * n)))
+    parts = [masks[i].split([S.numel() for S in group]) for i, group in enumerate(groups)]
+    return [[part.view(S.shape) for part, S in zip(*pair)] for pair in zip(parts, groups)]
+
+
+def top_of_rows(x: Tensor, k: int) -> Tensor:
+    """Bool mask (G, n) of the k largest of each row of x (G, n); ties as in TopK."""
+    G, n = x.shape
+    if k == 0 or k == n:
+        return torch.full_like(x, k > 0, dtype=torch.bool)
+    if G == 1 or x.device.type == "mps":  # a GPU sorts one row faster than it selects from it
+        kth = x.sort(dim=1).values[:, n - k, None]  # (1, 1)
+    else:
+        kth = x.kthvalue(n - k + 1, dim=1, keepdim=True).values  # (G, 1)
+    masks = x >= kth
+    extra = masks.sum(dim=1) - k  # (G)
+    for row, too_many in enumerate(extra.tolist()):
+        if too_many > 0:
+            ties = (x[row] == kth[row]).nonzero().flatten()
+            masks[row, scattered(ties, too_many)] = False
+    return masks

@@ -118,8 +118,11 @@ def test_soft_movement_compares_sigma_of_s_with_tau():
 
 
 def test_soft_movement_never_empties_a_matrix():
-    M, _ = SoftMovement().mask(torch.full((20, 50), -9.0), 0.1, None)
-    assert M.sum() == 5  # 0.5 % of 1,000
+    weights = {name: nn.Parameter(torch.randn(20, 50)) for name in "ab"}
+    pruner = Pruner(weights, SoftMovement(), 0.1, Schedule(10, 2, 2))
+    pruner.matrices[0].S.data.fill_(-9.0)
+    pruner.set_masks(9)
+    assert [int(m.M.sum()) for m in pruner.matrices] == [5, 1000]  # 0.5 % of 1,000, and all
 
 
 def test_hard_concrete_by_hand():

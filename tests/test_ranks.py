@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from masking import Movement, Pruner, Schedule, top_v
+from masking import Movement, Pruner, Schedule
 from support import ranks
-from support.ranks import TopK
+from support.ranks import TopK, top_of_groups
+from tools.benchmark import Size, Trainee
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+GPU = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def by_sorting(scores, v):
@@ -57,19 +59,20 @@ def signs(shapes):
         yield [torch.where(S.abs() < 0.05, 0.0, S) * (-1) ** t for S in scores], v
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("shapes", [[(37, 53)], [(16, 16), (16, 64), (5, 3)]],
-                         ids=["local", "global"])
+@pytest.mark.parametrize("way", ["cpu", "cuda"])
+@pytest.mark.parametrize("scope", ["local", "global"])
 @pytest.mark.parametrize("sequence", [drift, ties, jumps, signs])
-def test_masks_are_those_of_sorting(sequence, shapes, device):
+def test_masks_are_those_of_sorting(sequence, scope, way):
+    """Both ways, the CPU's and the GPU's; the latter is right on a CPU too."""
     torch.manual_seed(0)
-    top_k = TopK()
-    for scores, v in sequence(shapes):
-        scores = [S.to(device) for S in scores]
-        masks = top_v(scores, v, top_k)
-        assert [M.shape for M in masks] == [S.shape for S in scores]
-        kept = torch.cat([M.flatten() for M in masks]).cpu().numpy()
-        assert np.array_equal(kept, by_sorting(scores, v))
+    memory = [TopK() for _ in range(4)]
+    for scores, v in sequence([(16, 16), (16, 64), (64, 16), (5, 3)]):
+        scores = [S.to(GPU if way == "cuda" else "cpu") for S in scores]
+        groups = [scores] if scope == "global" else [[S] for S in scores]
+        for group, masks in zip(groups, top_of_groups(groups, v, memory, torch.device(way))):
+            assert [M.shape for M in masks] == [S.shape for S in group]
+            kept = torch.cat([M.flatten() for M in masks]).cpu().numpy()
+            assert np.array_equal(kept, by_sorting(group, v))
 
 
 def test_few_scores_are_put_in_order(monkeypatch):
@@ -80,8 +83,8 @@ def test_few_scores_are_put_in_order(monkeypatch):
         ranks, "order_statistics",
         lambda x, places: looked_at.append(len(x)) or order_statistics(x, places))
     top_k = TopK()
-    for scores, v in drift([(100, 200)]):
-        top_v(scores, v, top_k)
+    for [S], v in drift([(100, 200)]):
+        top_k.masks([S], round(v * S.numel()))
     assert looked_at[0] == 20_000  # v = 1 ranks nothing, so this is the second step
     assert sorted(looked_at)[len(looked_at) // 2] < 1_500
 
@@ -92,8 +95,9 @@ def test_not_a_number_stops_nothing():
     for bad in (0, 1, 99, 0):
         S = torch.randn(100)
         S[:bad] = torch.nan
-        [M] = top_v([S], 0.5, top_k)
+        [M] = top_k.masks([S], 50)
         assert bad or M.sum() == 50
+        assert bad or torch.equal(M, ranks.top_of_rows(S[None], 50)[0])
 
 
 @pytest.mark.parametrize("scope", ["local", "global"])
@@ -104,7 +108,7 @@ def test_forgetting_earlier_ranks_changes_no_mask(scope):
     always, afresh = (Pruner(weights, Movement(), 0.1, Schedule(40, 5, 5), scope)
                       for _ in range(2))
     for t in range(40):
-        afresh.groups = [(group, TopK()) for group, _ in afresh.groups]
+        afresh.ranks = [TopK() for _ in afresh.groups]
         for a, b in zip(always.matrices, afresh.matrices):
             a.S.data += torch.randn(30, 20)
             b.S.data.copy_(a.S.data)
@@ -112,3 +116,24 @@ def test_forgetting_earlier_ranks_changes_no_mask(scope):
         afresh.set_masks(t)
         for a, b in zip(always.matrices, afresh.matrices):
             assert torch.equal(a.M, b.M)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "movement", "soft_movement"])
+def test_a_step_on_a_gpu_waits_for_few_numbers(method, monkeypatch):
+    """Whenever Python reads a number from it, a GPU runs dry; masks of one matrix after the other
+    would read two for each."""
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            Reads.count += function in (torch.ops.aten._local_scalar_dense.default,
+                                        torch.ops.aten.nonzero.default)
+            return function(*args, **kwargs or {})
+
+    run, tolist = Trainee(Size(4, 64, 2, 5), method, "fp32", "cpu"), torch.Tensor.tolist
+    run.pruner.device = torch.device("cuda")  # the GPU's way, which a CPU can go too
+    monkeypatch.setattr(torch.Tensor, "tolist",
+                        lambda x: setattr(Reads, "count", Reads.count + 1) or tolist(x))
+    with Reads():
+        run.step(3)
+    assert 0 < Reads.count <= 3 * 5

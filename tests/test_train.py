@@ -211,6 +211,6 @@ def test_a_held_out_share_is_measured_beside_the_evaluation_rows(place):
     assert type(metrics["collapsed"]) is bool
     assert metrics["collapsed"] == ("WARNING: the task is lost" in printed)
     place("evaluate.py", "new").succeeded()
-    again = read_json(place.folder / "new" / "evaluation.json")
+    again = json.loads((place.folder / "new" / "evaluation.json").read_text())
     for name in ("metrics", "held_out_metrics", "eval_rows"):
         assert again[name] == metrics[name]
