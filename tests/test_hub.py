@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from loopback import Server
 from conftest import argv
-from tiny import write_model
+from loopback import Server
+from tiny import TRAIN, write_model
 
 import bert
 from support.tokenizer import load_tokenizer
