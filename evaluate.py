@@ -56,13 +56,16 @@ def data_folder(name: str, task: data.Task) -> Path:
     return Path(name)
 
 
-def model_folder(name: str) -> Path:
-    """Where the weights are: the small BERT's cache, a folder, or huggingface_hub's cache."""
+def model_folder(name: str, offline: bool = False) -> Path | None:
+    """Where the weights are: the small BERT's cache, a folder, or huggingface_hub's cache.
+
+    With offline=True, the Hub is not asked; None if its cache lacks the model.
+    """
     if pretrain.is_small(name):
         return pretrain.small_bert(name)
     if Path(name).is_dir():
         return Path(name)
-    return download.model_folder(name)
+    return download.model_folder(name, offline)
 
 
 def missing_inputs(settings, task: data.Task) -> list[str]:
@@ -74,8 +77,10 @@ def missing_inputs(settings, task: data.Task) -> list[str]:
         steps.append(f"download {task.folder}")
     if pretrain.is_small(settings.model):
         if not pretrain.is_there(settings.model):
-            steps.append(f"pretrain {settings.model} on generated text (about two minutes)")
-    elif not Path(settings.model).is_dir() and not download.model_is_there(settings.model):
+            steps.append(f"learn a vocabulary for {settings.model} from generated text"
+                         if pretrain.is_untrained(settings.model) else
+                         f"pretrain {settings.model} on generated text (about two minutes)")
+    elif not model_folder(settings.model, offline=True):
         steps.append(f"download {settings.model}")
     return steps
 
@@ -94,6 +99,8 @@ def load_rows(settings, task: data.Task, training: bool = True):
     if settings.held_out:
         order = np.random.default_rng(0).permutation(len(train_rows))
         count = max(1, round(settings.held_out * len(train_rows)))
+        if count == len(train_rows):
+            raise UserError(f"--held-out {settings.held_out:g} leaves no training row of {count}")
         eval_rows[report.HELD_OUT] = train_rows.take(np.sort(order[:count]))
         train_rows = train_rows.take(np.sort(order[count:]))
     train_rows = data.draw(train_rows, settings.max_train_rows) if training else None
@@ -138,11 +145,11 @@ class Prepared:
     fresh: list[str]  # names of freshly initialised tensors
 
 
-def prepare_run(settings) -> Prepared:
+def prepare_run(settings, offline: bool = False) -> Prepared:
     """Read and check data and model; the sample, the small BERT and downloads are made first."""
     task = data.TASKS[settings.task]
     rows, eval_rows = load_rows(settings, task)
-    folder = model_folder(settings.model)
+    folder = model_folder(settings.model, offline)
     tokenizer = load_tokenizer(folder)
     config, _ = bert.read_config(folder)
     check_fits(config, tokenizer, folder, task, settings.max_length)
@@ -211,13 +218,16 @@ def has_collapsed(task: data.Task, evaluated: dict, metrics: dict, predictions: 
     """Did the model lose its task? Judged on the evaluation rows, without those held out.
 
     For spans, F1 is below 15. For classes, every row got the same class, or the accuracy is at most
-    two standard errors above that of always answering the commonest class.
+    two standard errors above that of always answering the commonest class. Never true of
+    regression, nor of fewer than 20 rows, which are too few to tell.
     """
+    labels = np.concatenate([evaluated[split][1].labels for split in task.dev])  # (rows, …)
+    if len(labels) < 20:
+        return False
     if task.span:
         return metrics["f1"] < 15
     if not task.labels:
         return False
-    labels = np.concatenate([evaluated[split][1].labels for split in task.dev])  # (rows,)
     classes = np.concatenate([predictions[split] for split in task.dev])  # (rows,)
     commonest = np.bincount(labels).max() / len(labels)
     error = np.sqrt(commonest * (1 - commonest) / len(labels))

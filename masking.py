@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from support.files import RunError
 from support.noise import uniform_noise
 from support.penalty import PenaltySearch
 from support.ranks import TopK, top_of_groups
@@ -329,6 +330,9 @@ class Pruner:
         if not self.prunes:
             return
         for m in self.matrices:
+            if m.weight.grad is None:
+                raise RunError(f"{m.name}: the loss does not depend on this matrix, so it cannot "
+                               "be pruned; leave it out")
             dL_dW_prime, m.weight.grad = m.weight.grad.to(m.W.dtype), None
             dL_dS = self.method.score_gradient(m.W, dL_dW_prime, m.S, m.dM_dS)
             if self.method.learned:

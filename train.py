@@ -330,7 +330,7 @@ def main() -> None:
     first = evaluate.missing_inputs(settings, data.TASKS[settings.task])
     if args.dry_run and first:
         return report.say(report.preparations(first))
-    prepared = evaluate.prepare_run(settings)
+    prepared = evaluate.prepare_run(settings, offline=args.dry_run)
     schedule = make_schedule(settings, len(prepared.features))
     precision, why = parallel.choose_precision(
         settings.precision, settings.device, prepared.model.bert.config.hidden_size)

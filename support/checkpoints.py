@@ -71,8 +71,6 @@ def choose_folder(settings, overwrite: bool, resume: bool) -> Path:
     if overwrite and resume:
         raise UserError("--overwrite starts anew, --resume goes on; give one of them")
     folder = Path(settings.output or default_folder(settings, free=not (overwrite or resume)))
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: is a file; --output names a folder")
     files.check_writable(folder)
     if is_taken(folder):
         if not (overwrite or resume):
@@ -93,26 +91,35 @@ def clear(folder: Path) -> None:
     shutil.rmtree(folder / "export", ignore_errors=True)
 
 
+@contextmanager
+def reading(path: Path):
+    """Make any error of reading what a run has left one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # torch raises many kinds
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: damaged ({why}); --overwrite starts anew") from error
+
+
 def check_same(path: Path, before: dict, now: dict) -> None:
     """UserError that names the settings in which two runs differ, if they do."""
     now = json.loads(json.dumps(now))  # tuples become lists, as in `before`
     changes = [f"{name} was {before.get(name)}, is now {now.get(name)}"
                for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
     if changes:
-        raise UserError(f"{path}: belongs to a run with other settings ("
-                        + "; ".join(changes[:4]) + "; …" * (len(changes) > 4)
-                        + "); give the same ones, or --overwrite")
+        raise UserError(f"{path}: belongs to a run with other settings ({'; '.join(changes[:4])}); "
+                        "give the same ones, or --overwrite")
 
 
 def report_if_finished(folder: Path, settings: dict) -> bool:
     """Print the result of a run that is over; False if there is still something to do."""
-    if not (folder / "metrics.json").exists():
+    path = folder / "metrics.json"
+    if not path.exists():
         return False
-    try:
-        result = report.result(read_json(folder / "metrics.json"), folder)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(f"{folder / 'metrics.json'}: not as train.py writes it; --overwrite starts "
-                        "anew") from None
+    with reading(path):
+        result = report.result(read_json(path), folder)
     recorded = read_json(folder / "run.json")
     left_open = {"steps": None, "precision": "auto"}  # the run itself chose their values
     asked = {name: value for name, value in settings.items()
@@ -177,7 +184,7 @@ class Run:
         self.settings["device"] = settings["device"].split(":")[0]
         self.t, self.smooth_loss, self.start = 0, None, None
         self.unread = []  # loss and norm of the gradient of the last steps, still on the device
-        self.bar, self.log, self.stopping = None, None, False
+        self.bar, self.lines, self.stopping = None, [], False
         self.checkpoint = folder / "checkpoint.pt"
         self.state = self.read_checkpoint() if resume and self.checkpoint.exists() else None
 
@@ -233,32 +240,31 @@ class Run:
         elif self.resume:
             say(f"{self.folder}: no checkpoint yet, so the run starts from step 0")
         if parallel.is_main():
-            self.open_log()
+            log = self.folder / "log.jsonl"
+            write_atomically(log, "".join(self.lines))
+            self.log = open(log, "ab", buffering=0)  # a line is in the file once it is written
             self.bar = tqdm(total=self.T, initial=self.t, unit="step", mininterval=0.5,
                             disable=None)
         return self.t
 
-    @contextmanager
-    def reading(self):
-        """Make any error of reading the checkpoint one line."""
-        try:
-            yield
-        except UserError:
-            raise
-        except Exception as error:  # torch raises many kinds
-            why = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"{self.checkpoint}: not a readable checkpoint ({why}); --overwrite "
-                            "starts anew") from error
-
     def read_checkpoint(self) -> dict:
-        """Before anything in the folder changes; UserError if it was made with other settings."""
-        with self.reading():
+        """Before anything in the folder changes; UserError if it was made with other settings.
+
+        Reads the log too, up to where the checkpoint was made.
+        """
+        with reading(self.checkpoint):
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
             check_same(self.checkpoint, json.loads(state["settings"]), self.settings)
+            t = int(state["t"])
+        log = self.folder / "log.jsonl"
+        with reading(log):
+            lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+            self.lines = [line for line in lines
+                          if line.endswith("}\n") and json.loads(line)["step"] < t]
         return state
 
     def load_state(self) -> None:
-        with self.reading():
+        with reading(self.checkpoint):
             state, self.state = self.state, None
             for part, saved in zip(self.parts, state["parts"], strict=True):
                 part.load_state_dict(saved)
@@ -278,14 +284,6 @@ class Run:
             "parts": [part.state_dict() for part in self.parts],
         }, buffer)
         write_atomically(self.checkpoint, buffer.getbuffer())
-
-    def open_log(self) -> None:
-        """log.jsonl, without lines later than the checkpoint."""
-        path = self.folder / "log.jsonl"
-        lines = path.read_text().splitlines() if self.t and path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < self.t]
-        write_atomically(path, "".join(line + "\n" for line in kept))
-        self.log = open(path, "ab", buffering=0)  # a line is in the file as soon as it is written
 
     def step(self, t: int, loss: Tensor, norm: Tensor, rates: list[float]) -> None:
         """To be called after every optimiser step: bar, log, checkpoint, Ctrl-C."""

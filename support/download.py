@@ -17,12 +17,10 @@ import os
 import re
 import shutil
 import sys
-import time
 import zipfile
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
-from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from tqdm import tqdm
@@ -60,11 +58,6 @@ def files_of(task: str) -> list[File]:
 # -------------------------------------------------------------------------------- one file
 
 TIMEOUT = 30.0  # seconds without a byte
-TRIES, PAUSE = 3, 1.0  # attempts at a file, and the seconds between two
-
-
-class Interrupted(Exception):
-    """The connection or the server failed: another attempt may succeed."""
 
 
 def url_of(file: File) -> str:
@@ -81,55 +74,30 @@ def body(url: str):
         with urlopen(url, timeout=TIMEOUT) as reply:
             while chunk := reply.read(1 << 16):
                 yield chunk
-    except HTTPError as error:
-        kind = Interrupted if error.code >= 500 else UserError
-        raise kind(f"{url}: the server answers {error.code} {error.reason}") from None
     except (OSError, HTTPException, ValueError) as error:
-        reason = getattr(error, "reason", error) or type(error).__name__
-        raise Interrupted(f"{url}: the connection failed ({reason})") from None
+        raise UserError(f"{url}: the download failed ({error})") from None
 
 
-def receive(file: File, path: Path) -> None:
-    """One attempt to write `file` to `path`, from its first byte."""
+def fetch(file: File, path: Path) -> None:
+    """Download `file` to `path`."""
     url, digest, size = url_of(file), hashlib.sha256(), 0
+    print(f"downloading {url} ({file.size / 1e6:.1f} MB)", file=sys.stderr)
     with naming(path), open(path, "wb") as raw, tqdm.wrapattr(
             raw, "write", total=file.size, desc=file.name, disable=None) as out:
         for chunk in body(url):
-            size += len(chunk)
-            if size > file.size:
-                raise UserError(f"{url}: more than the published {file.size:,} bytes")
             digest.update(chunk)
             out.write(chunk)
-    if size < file.size:
-        raise Interrupted(f"{url}: the connection ended after {size:,} of {file.size:,} bytes")
+            size += len(chunk)
+            if size > file.size:  # it may be endless
+                break
+    if size != file.size:
+        which = "more than" if size > file.size else f"only {size:,} of"
+        raise UserError(f"{url}: {which} the published {file.size:,} bytes came")
     if digest.hexdigest() != file.sha256:
         raise UserError(f"{url}: SHA-256 is {digest.hexdigest()}, but {file.sha256} is published")
 
 
-def fetch(file: File, path: Path) -> None:
-    """Download `file` to `path` in up to TRIES attempts."""
-    print(f"downloading {url_of(file)} ({file.size / 1e6:.1f} MB)", file=sys.stderr)
-    for attempt in range(1, TRIES + 1):
-        try:
-            return receive(file, path)
-        except Interrupted as error:
-            if attempt == TRIES:
-                raise UserError(f"{error} ({TRIES} attempts)") from None
-            print(f"note: {error}; trying again", file=sys.stderr)
-            time.sleep(PAUSE)
-
-
 # ------------------------------------------------------------------------ archive and folder
-
-TABLES = [f"{split}{suffix}.tsv" for split in ("train", "dev", "test")
-          for suffix in ("", "_matched", "_mismatched")]
-
-
-def extract(archive: Path, task: str, folder: Path) -> None:
-    """Unpack the task's tables into folder/TASK; no other member is opened."""
-    wanted = {f"{task}/{table}" for table in TABLES}
-    with naming(folder), zipfile.ZipFile(archive) as source:
-        source.extractall(folder, wanted.intersection(source.namelist()))
 
 
 def convert_mrpc(downloads: Path, target: Path) -> None:
@@ -163,7 +131,10 @@ def make(task: str, folder: Path) -> None:
     if task == "MRPC":
         convert_mrpc(downloads, folder / task)
     else:
-        extract(downloads / files[0].name, task, folder)
+        with naming(folder), zipfile.ZipFile(downloads / files[0].name) as archive:
+            archive.extractall(folder, [  # no other member is opened
+                name for name in archive.namelist()
+                if re.fullmatch(rf"{task}/(train|dev|test)(_(mis)?matched)?\.tsv", name)])
     shutil.rmtree(downloads)
 
 
@@ -192,61 +163,28 @@ MODEL_FILES = ("config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.j
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that exists is used
 
 
-def explain(name: str, error: Exception) -> str:
-    """What went wrong at the Hub and how to fix it, in one line."""
-    from huggingface_hub import constants, errors
-
-    hub, causes = constants.ENDPOINT, [error]
-    while causes[-1].__cause__ is not None:
-        causes.append(causes[-1].__cause__)
-    known = {  # GatedRepoError is a RepositoryNotFoundError, so it comes first
-        errors.HFValidationError: "no such folder, and a model id has the form NAME or ORG/NAME",
-        errors.OfflineModeIsEnabled:
-            f"HF_HUB_OFFLINE is set and {constants.HF_HUB_CACHE} does not hold the whole model; "
-            "unset it, or give a folder",
-        errors.GatedRepoError:
-            f"access is restricted; ask for it at {hub}/{name}, then log in with `hf auth login` "
-            "or set HF_TOKEN",
-        errors.RepositoryNotFoundError:
-            f"no such folder, and {hub} has no such model, or a private one; check the name, or "
-            "set HF_TOKEN",
-    }
-    for kind, message in known.items():
-        if any(isinstance(cause, kind) for cause in causes):
-            return message
-    reason = str(causes[-1]).strip().splitlines() or [type(causes[-1]).__name__]
-    return f"could not be fetched from {hub} ({reason[0]}); try again, or give a folder"
-
-
-def model_is_there(name: str) -> bool:
-    """Are a model's config and weights in huggingface_hub's cache? Uses no network.
-
-    UserError if `name` is not a model id.
-    """
-    from huggingface_hub import errors, try_to_load_from_cache  # slow to import
-
-    try:
-        config, *weights = [isinstance(try_to_load_from_cache(name, file), str)
-                            for file in ("config.json", *WEIGHTS)]
-    except errors.HFValidationError as error:
-        raise UserError(f"--model {name}: {explain(name, error)}") from None
-    return config and any(weights)
-
-
-def model_folder(name: str) -> Path:
+def model_folder(name: str, offline: bool = False) -> Path | None:
     """The folder of a model of the Hub, NAME or ORG/NAME, in huggingface_hub's cache.
 
-    Fetches only the files that loading a model and its tokenizer reads. UserError, with the name,
-    for a malformed id, an unknown or restricted model, and a failed download.
+    Fetches only the files that loading a model and its tokenizer reads. With offline=True, no
+    server is asked, and None says that the cache lacks some of them. UserError, with the name, for
+    a malformed id, an unknown or restricted model, and a failed download.
     """
-    from huggingface_hub import snapshot_download  # slow to import
+    from huggingface_hub import errors, snapshot_download  # slow to import
 
     for weights in WEIGHTS:
         try:
-            folder = Path(snapshot_download(name, allow_patterns=[*MODEL_FILES, weights]))
+            folder = Path(snapshot_download(name, allow_patterns=[*MODEL_FILES, weights],
+                                            local_files_only=offline))
         except Exception as error:  # the library and those below it raise many kinds
-            raise UserError(f"--model {name}: {explain(name, error)}") from error
+            if offline and isinstance(error, errors.LocalEntryNotFoundError):
+                return None
+            why = " ".join(str(error).split()) or type(error).__name__  # of several lines
+            raise UserError(f"--model {name}: no such folder, and not to be had from the Hub: "
+                            f"{why}") from error
         if (folder / "config.json").exists() and (folder / weights).exists():
             return folder
+    if offline:
+        return None
     raise UserError(f"--model {name}: it needs config.json and {' or '.join(WEIGHTS)}, and lacks "
                     "one of them; give another model, or a folder")

@@ -24,8 +24,6 @@ class RunError(Exception):
 
 ADVICE = {
     errno.ENOSPC: "make room, then run the command again (train.py with --resume)",
-    errno.EDQUOT: "make room, then run the command again (train.py with --resume)",
-    errno.EROFS: "choose another place",
     errno.EACCES: "choose another place, or change its permissions",
 }
 
@@ -79,7 +77,7 @@ def check_writable(path: Path, file: bool = False) -> None:
     if file and path.is_dir():
         raise UserError(f"{path}: is a folder; name a file")
     nearest = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-    if nearest.is_file() and nearest != path.absolute():
+    if nearest.is_file() and not (file and nearest == path.absolute()):
         raise UserError(f"{path}: {nearest} is a file, not a folder; choose another place")
     if not os.access(nearest, os.W_OK):
         raise UserError(f"{path}: {nearest} cannot be written to; choose another place, or change "

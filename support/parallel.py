@@ -73,13 +73,16 @@ def is_main() -> bool:
 
 def start(device: str) -> str:
     """Join the other processes; → this process's device."""
-    if world() == 1:
-        return device
-    local = int(os.environ["LOCAL_RANK"])
-    if device == "cuda":
-        device = f"cuda:{local % torch.cuda.device_count()}"
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        if world() == 1 and is_main():
+            return device
+        if device == "cuda":
+            local = int(os.environ.get("LOCAL_RANK", rank()))
+            device = f"cuda:{local % torch.cuda.device_count()}"
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    except ValueError as error:  # a variable that torchrun sets is missing, or no number
+        raise UserError(f"RANK, WORLD_SIZE: {error}; use torchrun, or unset both") from None
     return device
 
 
@@ -128,17 +131,14 @@ def mean(value: torch.Tensor) -> torch.Tensor:
 
 
 def check_equal(pruner, t: int) -> None:
-    """Every 100 steps, cheaply: are masks and scores the same on every process? RunError if not."""
+    """Every 100 steps, cheaply: RunError unless W ⊙ M is the same on every process."""
     if world() == 1 or t % CHECK_EVERY:
         return
-    sums = [(int(torch.count_nonzero(m.M)), float(m.S.double().sum()) if m.S is not None else 0.0)
-            for m in pruner.matrices if pruner.prunes]
+    sums = [float(m.weight.detach().double().sum()) for m in pruner.matrices]
     all_sums = [None] * world()
     dist.all_gather_object(all_sums, sums)
-    for process, its_sums in enumerate(all_sums):
-        if its_sums != all_sums[0]:
-            raise RunError(
-                f"step {t}: masks or scores of process {process} differ from process 0's")
+    if any(its_sums != sums for its_sums in all_sums):
+        raise RunError(f"step {t}: the processes no longer have the same weights and masks")
 
 
 def from_main(value):

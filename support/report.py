@@ -35,18 +35,14 @@ def sizes(model, pruner) -> dict:
 
 def check_target(pruner, settings, density: float) -> bool:
     """Did a run with --keep end within 0.005 of it (0.002 below 0.05)?"""
-    if not pruner.prunes or settings.penalty is not None:
+    missed, tolerance = density - settings.keep, 0.002 if settings.keep < 0.05 else 0.005
+    if not pruner.prunes or settings.penalty is not None or abs(missed) <= tolerance:
         return True
-    tolerance = 0.002 if settings.keep < 0.05 else 0.005
-    if abs(density - settings.keep) <= tolerance:
-        return True
-    if density < settings.keep:
-        remedy = ("too many scores fell too low, although λ is near 0; with fewer --steps or a "
-                  "lower --score-lr more of them stay")
-    elif settings.keep < pruner.method.floor:
+    if missed > 0 and settings.keep < pruner.method.floor:
         remedy = f"{settings.method} leaves at least {pruner.method.floor:g} of every matrix"
     else:
-        remedy = "more --steps or a higher --score-lr lets the scores travel further"
+        change = "more --steps or a higher" if missed > 0 else "fewer --steps or a lower"
+        remedy = f"{change} --score-lr may help"
     say(f"WARNING: density {density:.4f} missed --keep {settings.keep:g}; {remedy}")
     return False
 

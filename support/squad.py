@@ -61,23 +61,20 @@ class Questions:
         return sum(len(q.answers) - len(q.answer_spans()) for q in self.rows)
 
 
-KINDS = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
+KINDS = {  # of a value: what it is called, and what must hold besides
+    list: ("a list", lambda value: True),
+    int: ("a whole number of at least 0", lambda value: value >= 0),
+    # JSON may contain half a character, such as "\ud83d"
+    str: ("a valid text", lambda value: not re.search("[\ud800-\udfff]", value)),
+}
 
 
 def get(node, key: str, kind: type, where: str):
     """node[key]; UserError unless node is an object and its value of that kind."""
-    if type(node) is not dict:
-        raise UserError(f"{where}: not an object")
-    if key not in node:
-        raise UserError(f"{where}: no {key!r}")
-    value = node[key]
-    if type(value) is not kind:
-        raise UserError(f"{where}: {key!r} is not {KINDS[kind]}")
-    if kind is str and not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:  # JSON may contain half a character, such as "\ud83d"
-            raise UserError(f"{where}: {key!r} is not valid Unicode") from None
+    what, is_valid = KINDS[kind]
+    value = node.get(key) if type(node) is dict else None
+    if type(value) is not kind or not is_valid(value):
+        raise UserError(f"{where}: no {key!r} that is {what}")
     return value
 
 
@@ -92,8 +89,6 @@ def read_question(qa, context: str, where: str) -> Question:
     for answer, at_answer in children(qa, "answers", where):
         question.answers.append(get(answer, "text", str, at_answer))
         question.starts.append(get(answer, "answer_start", int, at_answer))
-        if question.starts[-1] < 0:
-            raise UserError(f"{at_answer}: 'answer_start' is negative")
     if not question.answers:
         raise UserError(f"{where}: no answer in 'answers'; questions without one are SQuAD "
                         "v2.0's, and this reads v1.1")

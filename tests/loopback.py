@@ -35,6 +35,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send(code, headers, sent)
         if mood == "hang":
             self.server.released.wait(300)
+            self.wfile.write(body[10:])
 
     do_HEAD = do_GET
 

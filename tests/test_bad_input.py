@@ -57,6 +57,9 @@ RESUME = ("train.py", "--resume", "--output", "run")
 FILES = {  # command, change to the folder, what is said
     "rows: no such folder": ((*AGAIN, "--task", "wnli"), put("x", ""),
                              "data/WNLI: no such folder; --data names"),
+    "rows: none left to train on": (
+        (*AGAIN, "--held-out", "0.5"), put("data/SST-2/train.tsv", "sentence\tlabel\nb\t1\n"),
+        "--held-out 0.5 leaves no training row"),
     "rows: a file for a folder": (AGAIN, put("data/SST-2", "x"), "data/SST-2: no such folder"),
     "rows: no file": (AGAIN, put(SST2_DEV, None), "dev.tsv: No such file"),
     "rows: a folder for a file": (AGAIN, together(put(SST2_DEV, None), put(SST2_DEV + "/x", "")),
@@ -163,7 +166,7 @@ FLAGS = {  # flags of train.py: what is said
     "--teacher unfinished": "not fine-tuned",
     "--teacher run --task rte": "run: has the labels 0, 1, but no entailment",
     "--output run": "run: holds files already; choose another --output",
-    f"--output {SST2_DEV}": "is a file; --output names a folder",
+    f"--output {SST2_DEV}": "dev.tsv is a file, not a folder",
     f"--output {SST2_DEV}/run": "dev.tsv is a file, not a folder",
     "--output data --overwrite": "does not hold a run",
     "--output data --resume": "does not hold a run",

@@ -1,10 +1,12 @@
 """evaluate.py: the same digits as train.py printed, from a run and from other programs' folders."""
 
 import shutil
+from argparse import Namespace
 
 import pytest
 from tiny import check_refused
 
+import data
 import evaluate
 import export
 from support.files import read_json, write_json
@@ -58,3 +60,10 @@ def test_a_folder_of_another_program_needs_its_task(place):
     check_refused(place("evaluate.py", "other"), "--task")
     done = place("evaluate.py", "other", "--task", "sst2", "--data", "data", "--max-eval-rows", 20)
     assert "20 evaluation rows" in done.succeeded()
+
+
+def test_random_weights_are_not_called_pretrained(cache):
+    for model, said in (("small:1x64", "pretrain small:1x64"), ("untrained:1x64", "a vocabulary")):
+        settings = Namespace(data="data", model=model)
+        [step] = evaluate.missing_inputs(settings, data.TASKS["sst2"])
+        assert said in step and ("pretrain" in step) == model.startswith("small")

@@ -142,6 +142,17 @@ def test_broken_checkpoints(case, place, change_loss):
     assert digests(place.folder) == before and not (place.folder / "sprung").exists()
 
 
+@pytest.mark.parametrize("damage", [b'{"step": }\n', b'{"loss": 1}\n', b"\xff"])
+def test_a_damaged_log(damage, place, change_loss):
+    change_loss(25, lambda loss: loss * torch.nan)
+    place.train(output="new")
+    log = place.folder / "new" / "log.jsonl"
+    log.write_bytes(damage + log.read_bytes())
+    before = digests(place.folder)
+    check_refused(place.train("--resume", output="new"), "new/log.jsonl: damaged")
+    assert digests(place.folder) == before
+
+
 def test_two_runs_in_one_folder(place):
     words = argv("train.py", *TRAIN, "--steps", "100000", "--output", "new")
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:

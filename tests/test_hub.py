@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import argv
 from loopback import Server
-from tiny import write_model
+from tiny import TRAIN, write_model
 
 import bert
 from support.tokenizer import load_tokenizer
@@ -53,35 +54,38 @@ from support.files import UserError
 time.sleep = lambda seconds: None  # the library waits before it tries again
 results = {}
 for name in sys.argv[1:]:
-    there, socket.socket.connect = False, None  # nor must model_is_there
+    there, socket.socket.connect = None, None  # nor must looking into the cache
     try:
-        there, socket.socket.connect = download.model_is_there(name), connect
-        results[name] = there, str(download.model_folder(name))
+        there, socket.socket.connect = download.model_folder(name, offline=True), connect
+        results[name] = bool(there), str(download.model_folder(name))
     except UserError as error:
-        results[name] = there, f"error: {error}"
+        results[name] = bool(there), f"error: {error}"
 print(json.dumps(results))
 """
 
 
-def fetch_models(home, endpoint, names, **environment):
-    """In a fresh process: name → [model_is_there, then the model_folder or "error: …"]."""
+def environment(home, endpoint):
+    """The one in which a process finds this Hub and its cache."""
     clean = {k: v for k, v in os.environ.items()
              if not k.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))}
-    clean |= {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "no_proxy": "127.0.0.1"}
-    done = subprocess.run([sys.executable, "-c", FETCH, *names], env=clean | environment,
+    return clean | {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "no_proxy": "127.0.0.1"}
+
+
+def fetch_models(home, endpoint, names, **more):
+    """In a fresh process: name → [is it in the cache?, then the model_folder or "error: …"]."""
+    done = subprocess.run([sys.executable, "-c", FETCH, *names],
+                          env=environment(home, endpoint) | more,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
-NO_ID = "no such folder, and a model id has the form"
+NO_FOLDER = "no such folder, and not to be had from the Hub: "
 ERRORS = {  # name → what is said about it
-    "org/always-cut": r"could not be fetched from http://127.0.0.1:\d+ \(.*\); try again, or",
+    "org/always-cut": NO_FOLDER, "org/restricted": NO_FOLDER + ".*gated",
     "org/no-weights": "it needs config.json and model.safetensors or pytorch_model.bin",
-    "org/unknown": r"no such folder, and http://127.0.0.1:\d+ has no such model, or a private",
-    "org/restricted": r"access is restricted; ask for it at http://127.0.0.1:\d+/org/restricted",
-    "org/broken": r"could not be fetched from http://127.0.0.1:\d+ \(.*500.*\); try again, or",
-    "a/b/c": NO_ID, "./x": NO_ID, "org/": NO_ID, "two words": NO_ID, "a--b": NO_ID,
+    "org/unknown": NO_FOLDER + ".*Repository Not Found", "org/broken": NO_FOLDER + ".*500",
+    **dict.fromkeys(("a/b/c", "./x", "org/", "two words", "a--b"), NO_FOLDER + "Repo id"),
 }
 
 
@@ -140,11 +144,9 @@ def test_offline_only_models_in_the_cache_work(hub):
     names = ["org/tiny", "only-bin", "org/other", "org/always-cut"]
     found = fetch_models(home, server.url, names, HF_HUB_OFFLINE="1")
     assert all(found[name] == [True, online[name]] for name in names[:2])
-    for name in names[2:]:
-        assert not found[name][0] and re.match(
-            f"error: --model {name}: HF_HUB_OFFLINE is set and {home}/hub does not hold the whole "
-            "model; unset it, or give a folder", found[name][1])
-    assert len(server.asked) == asked
+    assert found["org/other"][1].endswith("set 'HF_HUB_OFFLINE=0' as environment variable.")
+    assert re.match(f"error: --model org/always-cut: {NO_FOLDER}", found["org/always-cut"][1])
+    assert not any(found[name][0] for name in names[2:]) and len(server.asked) == asked
 
 
 def test_without_network_only_models_in_the_cache_work(hub):
@@ -154,5 +156,15 @@ def test_without_network_only_models_in_the_cache_work(hub):
     found = fetch_models(home, closed.url, ["org/tiny", "org/other"])
     assert found["org/tiny"] == [True, online["org/tiny"]]
     assert not found["org/other"][0] and re.match(
-        rf"error: --model org/other: could not be fetched from {closed.url} \(.*refused.*\); try "
-        "again, or give a folder", found["org/other"][1])
+        f"error: --model org/other: {NO_FOLDER}.*refused", found["org/other"][1])
+
+
+def test_a_dry_run_asks_no_server(hub, place):
+    server, home, _ = hub
+    asked = len(server.asked)
+    for model, said in (("org/tiny", "nothing was trained"), ("org/other", "download org/other;")):
+        words = argv("train.py", *TRAIN, "--model", model, "--output", "new", "--dry-run")
+        done = subprocess.run(words, env=environment(home, server.url), capture_output=True,
+                              text=True)
+        assert said in done.stdout, done.stderr
+    assert len(server.asked) == asked

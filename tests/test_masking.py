@@ -19,6 +19,7 @@ from masking import (
     top_v,
     top_v_by_sorting,
 )
+from support.files import RunError
 from support.noise import uniform_noise
 from support.penalty import PenaltySearch
 
@@ -440,3 +441,9 @@ def test_masked_weights_in_bf16_are_float32_again_at_the_end():
         pruner.set_masks(10, training=False)
         assert model.weight.dtype == gradients[-1].dtype == torch.float32
     assert torch.equal(*gradients)
+
+
+def test_a_matrix_that_the_loss_never_reaches_is_named():
+    _, pruner = attach(torch.ones(2, 2), Movement())
+    with pytest.raises(RunError, match="W: the loss does not depend on this matrix"):
+        pruner.set_gradients(0)

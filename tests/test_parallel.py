@@ -14,6 +14,7 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 from support import checkpoints, parallel
+from support.files import UserError
 
 WORDS = ("--task", "mnli", "--method", "movement", "--model", "untrained:1x32", "--max-length", 32,
          "--max-train-rows", 331, "--max-eval-rows", 40, "--steps", 120, "--save-every", 10,
@@ -113,3 +114,12 @@ def test_noise_follows_from_seed_step_and_process(monkeypatch):
     torch.rand(7)
     assert noise(3, 5) == first
     assert len({tuple(noise(*at)) for at in ((3, 5), (3, 6), (4, 5), (3, 5, 1))}) == 4
+
+
+@pytest.mark.parametrize("half", [
+    {"RANK": "1"}, {"WORLD_SIZE": "2"}, {"WORLD_SIZE": "2", "RANK": "0"}, {"RANK": "x"}])
+def test_half_of_torchruns_variables_is_refused(half, monkeypatch):
+    for name, value in half.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"RANK, WORLD_SIZE: .*; use torchrun, or unset both"):
+        parallel.start("cpu")

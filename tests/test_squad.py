@@ -94,21 +94,21 @@ AT_QA = ": data[0].paragraphs[0].qas[0]"
 
 
 @pytest.mark.parametrize("value, message", [
-    ({}, ": no 'data'"),
-    ({"data": 3}, ": 'data' is not a list"),
-    ({"data": [7]}, ": data[0]: not an object"),
+    ({}, ": no 'data' that is a list"),
+    ({"data": 3}, ": no 'data' that is a list"),
+    ({"data": [7]}, ": data[0]: no 'paragraphs'"),
     ({"data": [{}]}, ": data[0]: no 'paragraphs'"),
     ({"data": [{"paragraphs": [{"qas": []}]}]}, ": data[0].paragraphs[0]: no 'context'"),
     ({"data": []}, ": no questions"),
     ('{"data":\n[}', ":2: broken JSON"),
-    (official(question=None), f"{AT_QA}: 'question' is not a text"),
-    (official(question="\ud83d"), f"{AT_QA}: 'question' is not valid Unicode"),
+    (official(question=None), f"{AT_QA}: no 'question' that is a valid text"),
+    (official(question="\ud83d"), f"{AT_QA}: no 'question' that is a valid text"),
     (official(answers=[]), f"{AT_QA}: no answer"),
     (official(answers=[{"text": "Ann"}]), f"{AT_QA}.answers[0]: no 'answer_start'"),
     (official(answers=[{"text": "Ann", "answer_start": "0"}]),
-     f"{AT_QA}.answers[0]: 'answer_start' is not a whole number"),
+     f"{AT_QA}.answers[0]: no 'answer_start' that is a whole number"),
     (official(answers=[{"text": "Ann", "answer_start": -3}]),
-     f"{AT_QA}.answers[0]: 'answer_start' is negative"),
+     f"{AT_QA}.answers[0]: no 'answer_start' that is a whole number"),
     (official(n=2), ": data[0].paragraphs[0].qas[1]: id 'x' is there twice"),
 ])
 def test_errors_name_file_and_place(tmp_path, value, message):

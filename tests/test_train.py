@@ -17,6 +17,7 @@ import data
 import evaluate
 import masking
 import train
+from support.files import read_json
 
 
 def metrics_of(folder):
@@ -200,6 +201,7 @@ def test_a_lost_task_is_recognised():
     assert collapsed("mrpc", np.ones(400), labels=np.repeat([1, 0], [399, 1]))  # 99.75 % right
     assert collapsed("squad", [], f1=14.9) and not collapsed("squad", [], f1=15.1)
     assert not collapsed("stsb", np.full(400, 2.5))
+    assert not collapsed("sst2", np.ones(4), labels=labels[198:202])  # too few to tell
 
 
 def test_a_held_out_share_is_measured_beside_the_evaluation_rows(place):
