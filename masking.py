@@ -278,7 +278,6 @@ class Pruner:
                 S = method.first_scores(m.W.detach(), generator)
                 m.S = None if S is None else nn.Parameter(S, requires_grad=method.learned)
             self.matrices.append(m)
-        # ranked together, and what is remembered of each group's ranks
         self.groups = [self.matrices] if scope == "global" else [[m] for m in self.matrices]
         self.ranks = [TopK() for _ in self.groups]
 
@@ -331,8 +330,7 @@ class Pruner:
             return
         for m in self.matrices:
             if m.weight.grad is None:
-                raise RunError(f"{m.name}: the loss does not depend on this matrix, so it cannot "
-                               "be pruned; leave it out")
+                raise RunError(f"{m.name}: the loss does not depend on it; leave it out")
             dL_dW_prime, m.weight.grad = m.weight.grad.to(m.W.dtype), None
             dL_dS = self.method.score_gradient(m.W, dL_dW_prime, m.S, m.dM_dS)
             if self.method.learned:

@@ -17,7 +17,6 @@ import data
 import evaluate
 import masking
 import train
-from support.files import read_json
 
 
 def metrics_of(folder):
