@@ -265,7 +265,6 @@ class Pruner:
         self.search = penalty if isinstance(penalty, PenaltySearch) else None
         self.fixed_penalty = penalty if self.search is None else None
         self.penalty = 0.0  # λ at the last step
-        self.device = next(iter(matrices.values())).device
         self.prunes = not isinstance(method, Dense)
         generator = torch.Generator().manual_seed(seed)
         self.matrices = []
@@ -297,16 +296,17 @@ class Pruner:
         if not self.prunes:
             return
         dtype = self.dtype if training else None
+        device = self.matrices[0].W.device
         if self.method.ranked:
             v = self.schedule.keep(t, self.keep)
             scores = ([self.method.scores(m.W, m.S) for m in group] for group in self.groups)
-            all_masks = top_of_groups(scores, v, self.ranks, self.device)
+            all_masks = top_of_groups(scores, v, self.ranks, device)
             for group, masks in zip(self.groups, all_masks):
                 for m, M in zip(group, masks):
                     m.M = M
         else:
             tau = self.schedule.tau(t, self.method.tau_f)
-            draw = uniform_noise(self.seed, t, self.device) if training else None
+            draw = uniform_noise(self.seed, t, device) if training else None
             for m in self.matrices:
                 m.M, m.dM_dS = self.method.mask(m.S, tau, draw)
             self.keep_floor()
