@@ -1,7 +1,5 @@
 """Sample data in the official layouts, and text to pretrain on, generated without any network.
 
-    python -m sample.generate      prints sizes and some labelled rows
-
 MNLI is made in nli.py, SQuAD in squad.py, and the others here:
 SST-2: the label is the polarity of the main clause (the one after "but", not the one after
 "although" or "despite"). Each negation, unmet wish ("could have been") or failed comparison ("not
@@ -10,6 +8,7 @@ QQP: two questions are duplicates if they mean the same (type of question, argum
 and their roles).
 """
 
+import itertools
 import random
 import re
 from collections.abc import Iterator
@@ -18,8 +17,7 @@ from pathlib import Path
 
 from sample import lexicon, nli, squad
 from sample.lexicon import GENRES_MATCHED, GENRES_MISMATCHED, LEXICON, TABLES, choose, split_of
-from support import cli
-from support.files import UserError, cache_path, cached, run_main, write_atomically, write_json
+from support.files import UserError, cache_path, cached, write_atomically, write_json
 
 VERSION = 1  # raise it when the generated text changes, so that no cache is out of date
 SIZES = {  # rows of each file; the folders are the official ones
@@ -71,12 +69,11 @@ ARGUMENTS = {"p": "who", "q": "who", "m": "meet", "v": "act", "a": "what", "b": 
 
 def question(rng: random.Random, kind: str, arguments: dict[str, str | None]) -> str:
     """Word a question of this kind in one of several ways."""
-    words = {x: f"the {arguments[x]}" for x in "pq"}
+    words = arguments | {"l": lexicon.locate(arguments["l"])}
+    words |= {x: f"the {arguments[x]}" for x in "pq"}
     words |= {x: f"a {arguments[x + 'j'] or ''} {arguments[x]}" for x in "ab"}
-    words |= {"l": lexicon.locate(arguments["l"]), "t": arguments["t"]}
-    for verb in "mv":
-        words[verb] = arguments[verb]
-        words |= {verb + end: lexicon.inflect(arguments[verb], end) for end in ("ed", "en")}
+    words |= {verb + end: lexicon.inflect(arguments[verb], end)
+              for verb in "mv" for end in ("ed", "en")}
     if kind.endswith("~") and rng.random() < 0.5:
         words["a"], words["b"] = words["b"], words["a"]
     text = choose(rng, kind.strip("~").split("|")).format(**words) + " ?"
@@ -174,12 +171,8 @@ def random_document(rng: random.Random) -> tuple[str, ...] | None:
 
 def pretraining_documents(n: int) -> Iterator[tuple[str, ...]]:
     """n documents, none of them an evaluation row or the first text of one."""
-    rng = random.Random("pretraining text")
-    while n:
-        document = random_document(rng)
-        if document:
-            n -= 1
-            yield document
+    documents = map(random_document, itertools.repeat(random.Random("pretraining text")))
+    return itertools.islice(filter(None, documents), n)
 
 
 # ----------------------------------------------------------------------------- files
@@ -252,19 +245,3 @@ def sample_folder(task_folder: str) -> Path:
 def is_there(task_folder: str) -> bool:
     """Is this sample in the cache?"""
     return cache_path(*cache_entry(task_folder)).is_dir()
-
-
-def main() -> None:
-    cli.Parser(description=__doc__).parse_args()
-    for task_folder, sizes in SIZES.items():
-        folder = sample_folder(task_folder) / task_folder
-        print(f"\n{folder}: {', '.join(f'{n:,} {name}' for name, n in sizes.items())}")
-        for path in sorted(folder.glob("dev*.tsv")):
-            print(path.name)
-            for line in path.read_text(encoding="utf-8").split("\n")[1:7]:
-                print("  ", " | ".join(filter(None, line.split("\t"))))
-    print("\npretraining documents", *pretraining_documents(8), sep="\n   ")
-
-
-if __name__ == "__main__":
-    run_main(main)

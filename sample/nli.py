@@ -189,12 +189,6 @@ def compare(kinds: frozenset, premise_quantifier: str, hypothesis_quantifier: st
     return "neutral" if (True, True) in seen else "contradiction"
 
 
-@lru_cache(None)
-def column(i: int, n: int) -> int:
-    """Column i of the truth table of n properties: an integer with one bit for each row."""
-    return sum(1 << row for row in range(1 << n) if row >> i & 1)
-
-
 def subject_and_predicate(s: Sentence, has: dict[Property, int], all_rows: int):
     """The rows of the truth table that are subjects, and those for which the predicate holds."""
     rows = {field: has[x] for field, x in properties(s).items()}
@@ -212,8 +206,9 @@ def label(premise: Sentence, hypothesis: Sentence) -> str | None:
     of the sentences is always true or always false.
     """
     known = dict.fromkeys((*properties(premise).values(), *properties(hypothesis).values()))
-    has = {x: column(i, len(known)) for i, x in enumerate(known)}
     all_rows = possible = (1 << (1 << len(known))) - 1
+    # column i of the table is 2ⁱ ones, 2ⁱ zeros, and so on
+    has = {x: all_rows // ((1 << (1 << i)) + 1) for i, x in enumerate(known)}
     for x, y in itertools.permutations(known, 2):
         if implies(x, y):
             possible &= ~has[x] | has[y]

@@ -26,7 +26,7 @@ import bert
 import data
 from sample import generate
 from support import cli
-from support.files import UserError, cache_path, cached, run_main, write_atomically
+from support.files import UserError, cache_path, cached, run_main
 
 VERSION = 2  # raise it when the weights change though the constants below and the text do not
 DOCUMENTS = 50_000
@@ -105,13 +105,6 @@ def encode(documents: list[tuple[str, ...]], tokenizer: Tokenizer) -> data.Featu
     return data.encode_texts(unlabelled, tokenizer, MAX_LENGTH)
 
 
-def small_config(layers: int, width: int, vocab_size: int) -> bert.Config:
-    return bert.Config(
-        vocab_size=vocab_size, hidden_size=width, num_hidden_layers=layers,
-        num_attention_heads=width // 32, intermediate_size=4 * width,
-        max_position_embeddings=256, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-
-
 def mask_tokens(ids: torch.Tensor, tokenizer: Tokenizer) -> tuple[torch.Tensor, torch.Tensor]:
     """ids (B, T) → ids with some tokens masked (B, T), and which of them to predict (B, T).
 
@@ -155,7 +148,11 @@ def train(features: data.Features, tokenizer: Tokenizer, layers: int, width: int
     """The masked language model after the first `steps` of STEPS steps."""
     torch.manual_seed(SEED)
     vocab_size = tokenizer.get_vocab_size()
-    model = bert.create(small_config(layers, width, vocab_size), "mlm")
+    config = bert.Config(
+        vocab_size=vocab_size, hidden_size=width, num_hidden_layers=layers,
+        num_attention_heads=width // 32, intermediate_size=4 * width,
+        max_position_embeddings=256, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model = bert.create(config, "mlm")
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.01, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     epochs = (data.batches(features, BATCH, SEED, epoch) for epoch in itertools.count())
@@ -192,8 +189,6 @@ def make(model_name: str, folder: Path) -> None:
     model = train(encode(documents, tokenizer), tokenizer, layers, width, steps)
     torch.set_num_threads(threads)
     bert.save(model, folder, tokenizer=tokenizer)
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    write_atomically(folder / "vocab.txt", "".join(f"{token}\n" for token, _ in vocabulary))
 
 
 def small_bert(model: str = "small") -> Path:

@@ -8,14 +8,12 @@
 
 import hashlib
 import io
-import itertools
 import json
 import math
 import platform
 import shutil
 import signal
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from support import files, origin, parallel, report
-from support.files import RunError, UserError, read_json, write_atomically
+from support.files import RunError, UserError, read_json, reading, write_atomically
 from support.report import say
 
 FILES = (  # metrics.json is removed first, so that a half-removed run does not look finished
@@ -35,6 +33,7 @@ FILES = (  # metrics.json is removed first, so that a half-removed run does not 
     "tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
 LOG_EVERY = 10  # steps
 INCIDENTAL = ("output", "save_every")  # settings that have no effect on the result
+DAMAGED = "damaged; --overwrite starts anew"
 
 
 # -------------------------------------------------------------------------------- the folder
@@ -55,12 +54,12 @@ def run_name(settings) -> str:
 def default_folder(settings, free: bool) -> Path:
     """runs/NAME, or the first of runs/NAME-2, -3, … that is free; with free=False the last that
     exists."""
-    name = f"runs/{run_name(settings)}"
+    name, number = f"runs/{run_name(settings)}", 1
     last = folder = Path(name)
-    for n in itertools.count(2):
-        if not is_taken(folder):
-            return folder if free else last
-        last, folder = folder, Path(f"{name}-{n}")
+    while is_taken(folder):
+        number += 1
+        last, folder = folder, Path(f"{name}-{number}")
+    return folder if free else last
 
 
 def choose_folder(settings, overwrite: bool, resume: bool) -> Path:
@@ -91,18 +90,6 @@ def clear(folder: Path) -> None:
     shutil.rmtree(folder / "export", ignore_errors=True)
 
 
-@contextmanager
-def reading(path: Path):
-    """Make any error of reading what a run has left one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # torch raises many kinds
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}: damaged ({why}); --overwrite starts anew") from error
-
-
 def check_same(path: Path, before: dict, now: dict) -> None:
     """UserError that names the settings in which two runs differ, if they do."""
     now = json.loads(json.dumps(now))  # tuples become lists, as in `before`
@@ -118,7 +105,7 @@ def report_if_finished(folder: Path, settings: dict) -> bool:
     path = folder / "metrics.json"
     if not path.exists():
         return False
-    with reading(path):
+    with reading(path, DAMAGED):
         result = report.result(read_json(path), folder)
     recorded = read_json(folder / "run.json")
     left_open = {"steps": None, "precision": "auto"}  # the run itself chose their values
@@ -252,19 +239,19 @@ class Run:
 
         Reads the log too, up to where the checkpoint was made.
         """
-        with reading(self.checkpoint):
+        with reading(self.checkpoint, DAMAGED):
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
             check_same(self.checkpoint, json.loads(state["settings"]), self.settings)
             t = int(state["t"])
         log = self.folder / "log.jsonl"
-        with reading(log):
+        with reading(log, DAMAGED):
             lines = log.read_text().splitlines(keepends=True) if log.exists() else []
             self.lines = [line for line in lines
                           if line.endswith("}\n") and json.loads(line)["step"] < t]
         return state
 
     def load_state(self) -> None:
-        with reading(self.checkpoint):
+        with reading(self.checkpoint, DAMAGED):
             state, self.state = self.state, None
             for part, saved in zip(self.parts, state["parts"], strict=True):
                 part.load_state_dict(saved)

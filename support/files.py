@@ -147,13 +147,24 @@ def read_json(path: str | Path) -> dict:
     """A JSON object; a missing, broken or wrong file is a UserError that names it."""
     try:
         value = json.loads("\n".join(read_lines(path)))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: broken JSON ({error.msg})") from None
-    except (RecursionError, ValueError) as error:  # deep nesting; numbers with thousands of digits
-        raise UserError(f"{path}: broken JSON ({error})") from None
+    except (RecursionError, ValueError) as error:  # deep nesting; also numbers of 5,000 digits
+        line = getattr(error, "lineno", 1)
+        raise UserError(f"{path}:{line}: broken JSON ({error})") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: not a JSON object")
     return value
+
+
+@contextmanager
+def reading(path: Path, problem: str):
+    """Any error of a library while it reads `path` becomes a UserError: PATH: PROBLEM (WHY)."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # torch, tokenizers and others raise many kinds
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: {problem} ({why})") from error
 
 
 # ------------------------------------------------------------------------ locks and the cache

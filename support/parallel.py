@@ -43,16 +43,11 @@ def choose_precision(wanted: str, device: str, width: int) -> tuple[str, str]:
     if wanted != "auto":
         return wanted, "as asked"
     if device.startswith("cuda"):
-        good = torch.cuda.is_bf16_supported(including_emulation=False)
-        return ("bf16", "the GPU has it") if good else ("fp32", "the GPU has no bf16")
-    if device == "cpu":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
         has = torch.cpu.get_capabilities()
-        if not (has.get("avx512_bf16") or has.get("amx_bf16")):
-            return "fp32", "the processor has no bf16 instructions"
-        if width < 256:
-            return "fp32", f"at width {width} bf16 saves nothing"
-        return "bf16", "the processor has bf16 instructions"
-    return "fp32", "the default here"
+        fast = device == "cpu" and width >= 256 and (has.get("avx512_bf16") or has.get("amx_bf16"))
+    return ("bf16", "it is fast here") if fast else ("fp32", "bf16 is no faster here")
 
 
 # --------------------------------------------------------------------------------- processes

@@ -126,9 +126,6 @@ def plan(pruner, keep: float) -> str:
         name, value = "kept", lambda t: schedule.keep(t, keep)
     elif pruner.method.tau_f:
         name, value = "τ", lambda t: schedule.tau(t, pruner.method.tau_f)
-    elif pruner.search:
-        return (f"{T} steps, λ searched for from step {schedule.t_i}, found by "
-                f"{T - schedule.t_f}")
     else:
         return f"{T} steps"
     steps = [0, schedule.t_i, (T + schedule.t_i - schedule.t_f) // 2, T - schedule.t_f, T]

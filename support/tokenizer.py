@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 
-from support.files import UserError, read_json, read_lines
+from support.files import UserError, read_json, read_lines, reading
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -18,22 +18,16 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.exists() and not (folder / "vocab.txt").exists():
         raise UserError(f"{folder}: neither tokenizer.json nor vocab.txt is there")
-    try:
+    with reading(folder, "not a tokenizer"):
         tokenizer = Tokenizer.from_file(str(path)) if path.exists() else from_vocabulary(folder)
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode("\u2603")  # fails if there is no token for unknown words
         empty_pair = tokenizer.encode("", "")
-    except UserError:
-        raise
-    except Exception as error:  # the library raises plain Exception
-        raise UserError(f"{folder}: not a tokenizer ({error})") from None
-    expected = [tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]", "[SEP]")]
-    if empty_pair.ids != expected or empty_pair.type_ids != [0, 0, 1]:
+    pad, *joined = (tokenizer.token_to_id(x) for x in ("[PAD]", "[CLS]", "[SEP]", "[SEP]"))
+    if pad is None or empty_pair.ids != joined or empty_pair.type_ids != [0, 0, 1]:
         raise UserError(f"{folder}: the tokenizer joins two texts as {empty_pair.tokens}, not as "
-                        "BERT's does, [CLS] … [SEP] … [SEP]")
-    if tokenizer.token_to_id("[PAD]") is None:
-        raise UserError(f"{folder}: the tokenizer has no [PAD], so it is not BERT's")
+                        "BERT's does, [CLS] … [SEP] … [SEP], or has no [PAD]")
     return tokenizer
 
 

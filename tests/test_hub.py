@@ -85,7 +85,7 @@ ERRORS = {  # name → what is said about it
     "org/always-cut": NO_FOLDER, "org/restricted": NO_FOLDER + ".*gated",
     "org/no-weights": "it needs config.json and model.safetensors or pytorch_model.bin",
     "org/unknown": NO_FOLDER + ".*Repository Not Found", "org/broken": NO_FOLDER + ".*500",
-    **dict.fromkeys(("a/b/c", "./x", "org/", "two words", "a--b"), NO_FOLDER + "Repo id"),
+    **dict.fromkeys(("a/b/c", "./x", "org/", "two words", "a--b"), NO_FOLDER + ".*[Rr]epo"),
 }
 
 

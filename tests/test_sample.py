@@ -75,13 +75,6 @@ def test_only_the_task_asked_for_is_generated_and_only_once(few_rows, monkeypatc
         generate.is_there("WNLI")
 
 
-def test_the_module_prints_examples(few_rows, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["generate"])
-    generate.main()
-    printed = capsys.readouterr().out
-    assert "/QQP: 200 train, 200 dev" in printed and "| entailment |" in printed
-
-
 @pytest.mark.parametrize("task", ["mnli", "qqp", "sst2"])
 def test_rows_are_balanced_and_no_evaluation_row_is_trained_or_pretrained_on(task, fewer_rows):
     rows = read_all(task)
