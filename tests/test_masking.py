@@ -445,5 +445,5 @@ def test_masked_weights_in_bf16_are_float32_again_at_the_end():
 
 def test_a_matrix_that_the_loss_never_reaches_is_named():
     _, pruner = attach(torch.ones(2, 2), Movement())
-    with pytest.raises(RunError, match="W: the loss does not depend on this matrix"):
+    with pytest.raises(RunError, match="W: the loss does not depend on it"):
         pruner.set_gradients(0)
