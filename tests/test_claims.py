@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from tiny import SAMPLE
+from tiny import SAMPLE, check_refused
 
 import masking
 from tools import anatomy, claims
@@ -60,11 +60,12 @@ CASES = {  # claim: (runs with which it holds, runs with which it does not)
 }
 
 
-@pytest.mark.parametrize("name", [name for name, claim in claims.CLAIMS.items() if claim.needs])
+@pytest.mark.parametrize("name", [name for name, (_, needs) in claims.CLAIMS.items() if needs])
 def test_the_verdict_follows_the_numbers(name):
+    judge, needs = claims.CLAIMS[name]
     for runs, holds in zip(CASES[name], (True, False)):
-        assert len(runs) == len(claims.CLAIMS[name].needs)
-        verdict = claims.CLAIMS[name].judge(*runs)
+        assert len(runs) == len(needs)
+        verdict = judge(*runs)
         assert verdict.holds is holds
         text = claims.report(name, verdict)
         assert "Holds if" in text and ("does not hold here" in text) is not holds
@@ -88,5 +89,17 @@ def test_runs_are_made_once_and_looked_at_again(sample_run, command, tmp_path):
              "--model", sample_run[0])
     first, again = command(*words), command(*words)
     assert "of 2 claims hold here" in first.succeeded()
-    assert first.stderr.count("training ") == 2 and "training " not in again.stderr
-    assert first.stdout.split(" · ")[0] == again.succeeded().split(" · ")[0]
+    assert (first.stdout.count("[1/1] "), again.succeeded().count("[1/1] ")) == (2, 0)
+    said = [line for line in first.stdout.splitlines() if not line.startswith("[1/1] ")]
+    assert said[:-1] == again.stdout.splitlines()[:-1]  # without the seconds
+
+
+@pytest.mark.parametrize("words, steps, epochs", [
+    ("", 600, 2), ("--steps 7", 7, 2), ("--epochs 3", None, 3), ("--epochs=3 --steps 7", 7, 3)])
+def test_runs_are_as_long_as_asked(words, steps, epochs, command, monkeypatch, tmp_path):
+    planned = []
+    monkeypatch.setattr(claims.sweep, "carry_out", lambda runs, *_: planned.extend(runs) or 1)
+    done = command("tools.claims", "--claims", "close", "--output", tmp_path, *words.split())
+    check_refused(done, "1 of the runs that this claim needs failed", status=1)
+    [run] = planned
+    assert (run.settings["steps"], run.settings["epochs"]) == (steps, epochs)

@@ -13,9 +13,11 @@ import bert
 import masking
 from support import checkpoints as runs
 from support.files import UserError, write_json
-from tools import anatomy, figures, rows, tables
+from tools import anatomy, benchmark, figures, rows, tables
 
 PRUNED = ("magnitude", "l0", "movement", "soft_movement")
+# what is measured of a run of an earlier version with --held-out, besides row()
+HELD_OUT = {"accuracy": "", "held_out": "0.1", "held_out_accuracy": "70"}
 
 
 def row(method="movement", keep=0.1, seed=0, accuracy=80.0, **other):
@@ -60,16 +62,25 @@ def table(results):
 def test_cells_are_mean_deviation_and_seeds(results):
     made = tables.KINDS["methods"](results("made", [
         row(seed=0, accuracy=80), row(seed=1, accuracy=82), row(seed=2, accuracy=84),
-        row(keep=0.03, accuracy=70), row("dense", 1, accuracy=90), row(keep=0.3),
+        row(keep=0.03, accuracy=70, collapsed="True"), row("dense", 1, accuracy=90), row(keep=0.3),
         row("l0", 0.1, density="0.12", on_target="False", accuracy=75),
         row("soft_movement", 0.03, density="0.0304", on_target="True")]), "made", "sst2")
     assert lines(made) == [
         ["", "method", "100 %", "10 %", "3 %"], ["---"] * 5,
         ["sst2 accuracy", "dense", "90.0 (1)", "–", "–"],
         ["", "L0", "–", "75.0 (1, 12.0 % left)", "–"],
-        ["", "movement", "–", "82.0 ± 2.0 (3)", "70.0 (1)"],  # 80, 82, 84: n − 1 gives 2
+        ["", "movement", "–", "82.0 ± 2.0 (3)", "70.0 (1)†"],  # n − 1 gives 2
         ["", "soft movement", "–", "–", "80.0 (1)"]]
-    assert "data: sample; model: small; rows: `results/made.csv`" in made
+    assert "data: sample; model: small; rows: `results/made.csv`. A † marks a collapsed run" in made
+
+
+def test_rows_of_the_held_out_share_are_measured_apart(results, table):
+    found = [row(), row(seed=1) | HELD_OUT, row(seed=2, held_out="0.1", held_out_accuracy="74")]
+    made = tables.KINDS["methods"](results("made", found), "made", "sst2")
+    assert lines(made)[2:] == [["sst2 accuracy", "movement", "80.0 (1)"],
+                               ["", "movement, 0.1 held out", "80.0 (1)"]] and "†" not in made
+    assert table("held_out", found) == [
+        ["sst2 held_out_accuracy", "movement, 0.1 held out", "72.0 ± 2.8 (2)"]]
 
 
 @pytest.mark.parametrize("kind, columns, expected", [
@@ -118,10 +129,15 @@ def test_a_benchmark_becomes_a_table(tmp_path):
             "low": 1.01, "high": 1.2, "ms": 12.3, "tokens_per_second": 4567.8}
     write_json(tmp_path / "benchmark.json", {
         "machine": "M", "threads": 2, "torch": "T", "precision": "bf16",
-        "rows": [step | {"part": "buckets"}, step]})
-    assert lines(tables.benchmark(tmp_path, "methods")) == [
+        "rows": [{"part": "memory", "name": "l0", "size": "S", "ratio": 1.5, "bytes": 2**21},
+                 *(step | {"part": part} for part in benchmark.PARTS[1:])]})
+    assert lines(tables.benchmark(tmp_path, "methods,memory")) == [
         ["part", "what", "model, batch", "ratio", "amount"], ["---"] * 5,
+        ["memory", "l0", "S", "1.50", "2 MB"],
         ["methods", "movement", "2×8, 1×4 tokens", "1.05 (1.01 to 1.20)", "12 ms, 4,568 tokens/s"]]
+    assert len(lines(tables.benchmark(tmp_path, ",".join(benchmark.PARTS)))) == 2 + 6
+    with pytest.raises(UserError, match=f"no part buckets, only {', '.join(benchmark.PARTS)}"):
+        tables.benchmark(tmp_path, "methods,buckets")
 
 
 def test_any_csv_as_it_is(tmp_path):
@@ -137,6 +153,8 @@ def test_any_csv_as_it_is(tmp_path):
     ("methods maid sst2", "no rows in results/maid.csv"),
     ("methods made sst2,sts", "results/made.csv has no such rows of sts"),
     ("methods twice sst2", "two rows of sst2, movement, 0.1, seed 0"),
+    ("methods wrong sst2", "could not convert string to float: 'x'"),
+    ("methods earlier sst2", "results/earlier.csv has no such rows of sst2"),
     ("csv made acuracy", "no column 'acuracy'"),
     ("benchmark methods,theirs", "results/benchmark.json has no part theirs"),
     ("paper tought", "taught or untaught"),
@@ -144,6 +162,8 @@ def test_any_csv_as_it_is(tmp_path):
 ])
 def test_wrong_markers_are_named_with_their_page(results, tmp_path, marker, complaint):
     results("twice", [row(), row(accuracy=90)])
+    results("wrong", [row() | {"accuracy": "x"}])
+    results("earlier", [row() | HELD_OUT])
     write_json(tmp_path / "benchmark.json", {"rows": [{"part": "methods"}]})
     folder = results("made", [row()])
     with pytest.raises(UserError) as error:
@@ -228,8 +248,9 @@ def test_anatomy_by_hand(tiny_run):
     # the second head has no value rows left, neurons 3 and 4 nothing that goes into them
     assert (whole["dead_heads"], whole["dead_neurons"]) == (1, 2)
     said = anatomy.text(a, found)
-    assert "nothing left of 1 of 2 heads and 2 of 4 neurons" in said
-    assert "20.00 % of the weights ever pruned came back" in said
+    assert " · moved kept 0.875 · " in said and " · came back 0.2 · " in said
+    assert said.startswith("movement, 25 %\nentries 96 · kept 24 · density 0.25 · ")
+    assert said.endswith(" · dead heads 1 · dead neurons 2")
 
 
 def test_anatomy_of_l0_looks_through_its_gates(tiny_run):
@@ -295,14 +316,20 @@ def test_curves_from_rows(results, draw, tmp_path):
     found += [row(keep=keep, teacher="t", accuracy=85) for keep in (0.3, 0.1)]
     found += [row(keep=keep, scope="global", accuracy=83) for keep in (0.3, 0.1)]
     found += [row("scores.py:Own", keep, scope="local", accuracy=70) for keep in (0.3, 0.1)]
-    found += [row(held_out="0.1", lr=lr, accuracy=99) for lr in ("1", "2")]  # not results
+    found += [row(keep=keep, accuracy=77, held_out="0.1", held_out_accuracy="99")
+              for keep in (0.3, 0.1)]
+    found += [row(keep=keep, seed=1) | HELD_OUT for keep in (0.3, 0.1)]  # not of evaluation rows
+    found[0]["collapsed"] = "True"  # magnitude at 30 %
     names, axes = draw("--results", results("made", found))
     assert names == both("figure2-made", "figure2-encoder-parameters-made",
                          "figure2-all-parameters-made", "figure3-made", "figure5-made")
     drawn = {line.get_label(): line for line in axes["figure2-made"][0].get_lines()}
-    assert list(drawn) == ["magnitude", "L0", "movement", "soft movement", "Own", "dense",
+    assert list(drawn) == ["magnitude", "with a collapsed run", "L0", "movement",
+                           "movement, 0.1 held out", "soft movement", "Own", "dense",
                            "95 % of dense"]
     assert list(drawn["L0"].get_xdata()) == [10, 30] and list(drawn["L0"].get_ydata()) == [81, 81]
+    crossed = drawn["with a collapsed run"]
+    assert (list(crossed.get_xdata()), list(crossed.get_ydata())) == ([30], [81])
     assert drawn["dense"].get_ydata()[0] == 90 and drawn["95 % of dense"].get_ydata()[0] == 85.5
     assert "encoder's matrices (%)" in axes["figure2-made"][0].get_xlabel()
     band = axes["figure2-made"][0].collections[0].get_paths()[0].vertices[:, 1]

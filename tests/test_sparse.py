@@ -62,7 +62,7 @@ def test_the_command_writes_its_rows(command, tmp_path, monkeypatch):
         ("1", "0.1"), ("1", "0.03"), ("32", "0.1"), ("32", "0.03")]
     for row in rows:
         assert float(row["difference"]) < 1e-5
-        assert all(float(row[f"{run}_ms"]) > 0 for run in ("dense", "bf16", "autocast", "csr"))
+        assert all(float(row[f"{run}_ms"]) > 0 for run in ("dense", "bf16", "csr"))
 
 
 def test_a_run_is_evaluated_without_its_zeros(place):

@@ -1,5 +1,6 @@
 """Sweeps: which runs they make, that the CSV file stays whole, and what happens to failed runs."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -15,18 +16,24 @@ from support import recipes
 from support.files import UserError
 from tools import rows, sweep
 
-# stands in for train.py: writes what it writes, at once; fails at --lr 13, hangs at --lr 17
+# stands in for train.py: writes what it writes, at once; fails at --lr 13, hangs at --lr 17, and at
+# 19 whatever Ctrl-C says; a dry run refuses --data damaged, and hangs at --data slow
 STAND_IN = """
-import sys, time
+import signal, sys, time
 from support.files import write_json
 
 words = [word for word in sys.argv[1:] if word not in ("--dry-run", "--resume")]
 s = dict(zip((word[2:] for word in words[::2]), words[1::2]))
 if "--dry-run" in sys.argv:
+    if s.get("data") == "slow":
+        open("slow.began", "w").close()
+        time.sleep(60)
     sys.exit(2 if s.get("data") == "damaged" else 0)
 if s.get("lr") == "13":
     sys.exit("error: the loss is nan at step 0")
-if s.get("lr") == "17":
+if s.get("lr") in ("17", "19"):
+    if s["lr"] == "19":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     open(s["output"] + ".began", "w").close()
     time.sleep(60)
 keep, seed = float(s.get("keep", 1)), int(s["seed"])
@@ -59,10 +66,8 @@ def stand_in(tmp_path, monkeypatch):
     return run
 
 
-def names(*words):
-    """The runs' names, without the end of each, which is its key's."""
-    runs = sweep.combinations(sweep.make_parser().parse_args(words))
-    return [run.name.rpartition("-")[0] for run in runs]
+def planned(*words):
+    return sweep.combinations(sweep.make_parser().parse_args(words))
 
 
 @pytest.mark.parametrize("words, expected", [
@@ -81,7 +86,8 @@ def names(*words):
         "mnli-l0-penalty7-s0"]),
 ])
 def test_runs_are_all_combinations_that_differ(words, expected):
-    assert names(*words.split()) == expected
+    names = [run.name.rpartition("-")[0] for run in planned(*words.split())]  # without their keys
+    assert names == expected
 
 
 @pytest.mark.parametrize("words, message", [
@@ -92,16 +98,21 @@ def test_runs_are_all_combinations_that_differ(words, expected):
     (("--output", "x"), "--output: a sweep sets it itself"),
     (("--job", "3"), "did you mean --jobs?"),
     (("--models", "/a/bert,/b/bert"), "--model /a/bert and /b/bert have the same last name"),
-    (("--data", "/a/glue,/b/glue"), "--data /a/glue and /b/glue have the same last name"),
 ])
 def test_wrong_flags_are_refused_before_anything_runs(words, message, capsys):
     with pytest.raises((SystemExit, UserError)) as error:
-        names(*words)
+        planned(*words)
     assert message in str(error.value) + capsys.readouterr().err
 
 
-def test_data_and_weights_are_tried_before_anything_runs(stand_in, tmp_path):
+def test_a_path_may_have_commas():
+    [run] = planned("--methods", "movement", "--data", "a,b", "--teacher=c,d")
+    assert (run.settings["data"], run.settings["teacher"]) == ("a,b", "c,d")
+
+
+def test_data_weights_and_teacher_are_tried_before_anything_runs(stand_in, tmp_path):
     assert stand_in("--tasks", "mnli,sst2", "--data", "damaged").code == 2  # by the first dry run
+    assert str(stand_in("--teacher", "nowhere")).startswith("nowhere: no such folder")
     assert not (tmp_path / "rows.csv").exists()
 
 
@@ -155,25 +166,43 @@ def test_run_folders_stay_only_where_asked(stand_in, tmp_path):
     assert (folder / "metrics.json").exists()
 
 
-def test_ctrl_c_ends_the_children_and_leaves_the_rows(stand_in, tmp_path):
+def test_a_run_that_another_sweep_has_made_is_not_repeated(stand_in, tmp_path, monkeypatch):
+    words, true_start, started = ("--methods", "magnitude", "--lr", "1,2"), sweep.start, []
+    _, second = planned(*words)
+
+    def start(run, *rest):
+        started.append(run)
+        rows.append(tmp_path / "rows.csv", {"key": second.key, "task": "theirs"})
+        return true_start(run, *rest)
+
+    monkeypatch.setattr(sweep, "start", start)
+    assert [row["task"] for row in stand_in(*words)] == ["theirs", "mnli"] and len(started) == 1
+
+
+@pytest.mark.parametrize("words, made", [
+    (("--lr", "1,17"), ["1"]),
+    (("--lr", "1,19"), ["1"]),  # whose run has to be killed
+    (("--data", "slow"), []),  # during the dry run
+])
+def test_ctrl_c_ends_the_children_and_leaves_the_rows(words, made, stand_in, tmp_path):
     program = f"""
 import pathlib
 from support import files
 from tools import sweep
-sweep.HERE = pathlib.Path({str(tmp_path)!r})
+sweep.HERE, sweep.PATIENCE = pathlib.Path({str(tmp_path)!r}), 1
 files.run_main(sweep.main)
 """
     process = subprocess.Popen(
-        [sys.executable, "-c", program, "--methods", "magnitude", "--lr", "1,17", "--csv",
-         tmp_path / "rows.csv", "--keep-runs", tmp_path], text=True,
+        [sys.executable, "-P", "-c", program, "--methods", "magnitude", *words, "--csv",
+         "rows.csv", "--keep-runs", "."], cwd=tmp_path, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_until(lambda: list(tmp_path.glob("*.began")), process)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     began = time.time()
     _, error = process.communicate(timeout=60)
-    assert time.time() - began < 18, "it waited for the child instead of ending it"
-    assert process.returncode == 130 and "stopped by Ctrl-C" in error
-    assert [r["lr"] for r in rows.read(tmp_path / "rows.csv")] == ["1"]
+    assert time.time() - began < 10, "it waited for the child instead of ending it"
+    assert (process.returncode, error) == (130, "stopped by Ctrl-C\n")
+    assert [r["lr"] for r in rows.read(tmp_path / "rows.csv")] == made
 
 
 def test_several_writers_lose_no_row(tmp_path):
@@ -220,3 +249,8 @@ def test_a_real_run_fills_its_row(place):
                      *(f"held_out_{name}" for name in rows.METRICS)}
     assert float(row["accuracy"]) > 0 and int(row["nonzero_parameters"]) > 0
     assert (row["steps"], row["train_rows"], row["eval_rows"]) == ("40", "40", "40")
+
+
+@pytest.mark.parametrize("name", ["sweep", "figures", "tables", "claims", "benchmark", "sparse"])
+def test_help_names_the_command_as_it_is_typed(name, command):
+    assert command(f"tools.{name}", "--help").stdout.startswith(f"usage: python -m tools.{name} ")

@@ -18,7 +18,7 @@ import masking
 from sample import pretrain
 from support import checkpoints
 from support.files import UserError, read_json
-from tools.rows import method_name
+from tools import rows
 
 MATRICES = {  # name in a BertLayer → name in the tables
     "query": "query", "key": "key", "value": "value", "attention_output": "output",
@@ -89,7 +89,7 @@ def assemble(run: Path, metrics: dict, settings: dict, pruning: dict[str, np.nda
         if method == "l0":  # the model holds W times gates, which can be between 0 and 1
             W[M] /= masking.L0().mask(torch.from_numpy(S), 0, None)[0].numpy()[M]
         parts.append(Part(layer, kind, W, M, start.get(name), S, ever_pruned))
-    label = f"{method_name(method)}, {100 * metrics['density']:.3g} %"
+    label = f"{rows.method_name(method)}, {100 * metrics['density']:.3g} %"
     label += ", global" * (settings.get("scope") == "global")
     return Anatomy(label, method, parts, config.num_attention_heads, metrics, note)
 
@@ -175,24 +175,13 @@ def table(a: Anatomy) -> list[dict]:
     return [{"run": a.label} | row for row in (*matrices, *layers, whole)]
 
 
-def layer_rows(rows: list[dict]) -> list[dict]:
+def layer_rows(found: list[dict]) -> list[dict]:
     """Those of a table's rows that are about a whole layer."""
-    return [row for row in rows if row["matrix"] == "all" and row["layer"] != "all"]
+    return [row for row in found if row["matrix"] == "all" and row["layer"] != "all"]
 
 
-def text(a: Anatomy, rows: list[dict]) -> str:
-    """The last row of the table, in words."""
-    whole = rows[-1]
-    heads, neurons = a.heads * a.layers, sum(p.M.shape[0] for p in a.parts if p.name == "ffn in")
-    lines = [a.label + (f" · {a.note}" if a.note else ""),
-             f"{100 * whole['density']:.2f} % of {whole['entries']:,} weights remain; nothing left "
-             f"of {whole['dead_heads']} of {heads} heads and {whole['dead_neurons']} of {neurons} "
-             "neurons"]
-    if "moved_kept" in whole:
-        pruned = f", {whole['moved_pruned']:.3f} where pruned" if "moved_pruned" in whole else ""
-        lines.append(f"moved by {whole['moved_kept']:.3f} standard deviations of the pretrained "
-                     f"weights where kept{pruned}; of the kept {100 * whole['grown']:.1f} % grew "
-                     f"in size, {100 * whole['flipped']:.2f} % changed sign")
-    if "came_back" in whole:
-        lines.append(f"{100 * whole['came_back']:.2f} % of the weights ever pruned came back")
-    return "\n".join(lines)
+def text(a: Anatomy, found: list[dict]) -> str:
+    """The run, and the numbers of the last row of its table."""
+    numbers = [f"{name.replace('_', ' ')} {rows.as_text(found[-1][name])}"
+               for name in COLUMNS[3:] if name in found[-1]]
+    return f"{a.label}{a.note and f' · {a.note}'}\n{' · '.join(numbers)}"

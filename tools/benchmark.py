@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -130,20 +129,13 @@ class Trainee:
         return {"forward and backward": total - sum(self.seconds.values()), **self.seconds}
 
 
-class Theirs(nn.Module):
-    """transformers' BERT of the same size, called as ours is."""
+def their_bert(c: bert.Config) -> nn.Module:
+    """transformers' BERT of the same size."""
+    import transformers
 
-    def __init__(self, c: bert.Config):
-        super().__init__()
-        import transformers
-
-        config = transformers.BertConfig(**vars(c), num_labels=CLASSES)
-        config._attn_implementation = "sdpa"
-        self.model = transformers.BertForSequenceClassification(config)
-
-    def forward(self, input_ids, attention_mask, token_type_ids):
-        return self.model(input_ids=input_ids, attention_mask=attention_mask,
-                          token_type_ids=token_type_ids).logits
+    config = transformers.BertConfig(**vars(c), num_labels=CLASSES)
+    config._attn_implementation = "sdpa"
+    return transformers.BertForSequenceClassification(config)
 
 
 class StraightThrough(torch.autograd.Function):
@@ -207,11 +199,13 @@ def compare(part: str, name: str, base: Callable, ours: Callable, rounds: int, t
                        for stage in stages["ours"][0]}}
 
 
+@dataclass
 class Bench:
-    """The parts of the benchmark; each yields rows."""
+    """The parts of the benchmark; each yields rows, or needs a package that may not be there."""
 
-    def __init__(self, device: str, sizes: tuple[Size, ...], rounds: int):
-        self.device, self.sizes, self.rounds, self.skipped = device, sizes, rounds, {}
+    device: str
+    sizes: tuple[Size, ...]
+    rounds: int
 
     def precision(self, size: Size) -> str:
         return choose_precision("auto", self.device, size.width)[0]
@@ -233,13 +227,11 @@ class Bench:
 
     def theirs(self):
         """our step / transformers' dense step"""
-        if find_spec("transformers") is None:
-            self.skipped["theirs"] = "transformers is not installed"
-            return
         for size in self.sizes:
             for method in ("dense", "movement"):
-                yield self.versus("theirs", method, size, {"model": Theirs(size.config)},
-                                  {"method": method})
+                model = their_bert(size.config)
+                model.register_forward_hook(lambda *call: call[-1].logits)  # as ours returns them
+                yield self.versus("theirs", method, size, {"model": model}, {"method": method})
 
     def original(self):
         """our movement step / one as the original code does it, on our model"""
@@ -254,14 +246,11 @@ class Bench:
 
     def trainer(self):
         """an epoch of movement on rows as long as SST-2's / a dense one by transformers' Trainer"""
-        if find_spec("transformers") is None or find_spec("accelerate") is None:
-            self.skipped["trainer"] = "transformers or accelerate is not installed"
-            return
         size, rows = QUICK, 2048
         lengths = np.exp(np.random.default_rng(0).normal(2.4, 0.55, rows)).astype(int).clip(4, 66)
         features, precision = random_rows(lengths, size.config.vocab_size), self.precision(size)
         ours = Trainee(size, "movement", precision, self.device, features=features)
-        theirs = Theirs(size.config).model
+        theirs = their_bert(size.config)
         theirs.bert.embeddings.requires_grad_(False)
         row = compare("trainer", "an epoch",
                       lambda: their_epoch(theirs, features, size, precision),
@@ -270,9 +259,6 @@ class Bench:
 
     def memory(self):
         """peak memory of a few steps, each in a process of its own / that of dense"""
-        if self.device == "cpu" and find_spec("resource") is None:
-            self.skipped["memory"] = "Python has no measure of it on Windows"
-            return
         for size in self.sizes[-2:]:
             dense = None
             for method in masking.METHODS:
@@ -330,8 +316,24 @@ def show(row: dict) -> str:
             f"{row['tokens_per_second']:8,.0f} tokens/s  {stages}")
 
 
+def measure(bench: Bench, parts) -> dict:
+    """Measure and print these parts → their rows, and why parts were skipped."""
+    found, skipped = [], {}
+    for part in (part for part in PARTS if part in parts):
+        run = getattr(bench, part)
+        print(f"\n{part}: {run.__doc__}", flush=True)
+        try:
+            for row in run():
+                print(show(row), flush=True)
+                found.append(row)
+        except ImportError as error:
+            skipped[part] = " ".join(str(error).split())
+            print(f"left out: {skipped[part]}")
+    return {"rows": found, "skipped": skipped}
+
+
 def main() -> None:
-    p = cli.Parser(description=__doc__)
+    p = cli.Parser(prog="python -m tools.benchmark", description=__doc__)
     p.add_argument("--quick", action="store_true", help="one size, under two minutes")
     p.add_argument("--parts", metavar="NAMES", help=f"of {','.join(PARTS)} (default all)")
     p.add_argument("--threads", type=cli.count, metavar="N", help="default: torch's choice")
@@ -356,25 +358,13 @@ def main() -> None:
               "precision": bench.precision(QUICK)}
     print(f"{result['machine']} · {result['threads']} threads · torch {result['torch']} · "
           f"{result['precision']}\nmilliseconds of each stage at the end of each line", flush=True)
-    result |= {"rows": list(measure(bench, parts)), "skipped": bench.skipped}
+    result |= measure(bench, parts)
     shown = str(QUICK if QUICK in sizes else sizes[-1])
     for key, part in (("ratios", "methods"), ("theirs", "theirs")):
         result[key] = {row["name"]: row["ratio"] for row in result["rows"]
                        if row["part"] == part and row["size"] == shown}
-    for part, why in bench.skipped.items():
-        print(f"{part} left out: {why}")
     if args.json:
         write_json(args.json, result)
-
-
-def measure(bench: Bench, parts):
-    """Yield and print the rows of these parts."""
-    for part in (part for part in PARTS if part in parts):
-        run = getattr(bench, part)
-        print(f"\n{part}: {run.__doc__}", flush=True)
-        for row in run():
-            print(show(row), flush=True)
-            yield row
 
 
 if __name__ == "__main__":

@@ -16,10 +16,9 @@ shorter than the paper's. The runs stay in --output: the same command again trai
 `python -m tools.figures --run` can draw them.
 """
 
-import subprocess
-import sys
+import tempfile
 import time
-from collections.abc import Callable
+from argparse import Namespace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,11 +34,10 @@ from support.files import RunError, UserError, run_main
 from tools import anatomy, sweep
 from tools.anatomy import Anatomy
 
-HERE = Path(__file__).parent.parent
 STEPS = 600
 HIGH, LOW = 0.7, 0.03  # densities: the paper puts the crossing between 0.15 and 0.7
-FIXED = ("--task", "--method", "--keep", "--scope", "--penalty", "--overwrite", "--resume",
-         "--dry-run")  # flags of train.py that the claims set themselves
+FIXED = {"--task", "--method", "--keep", "--scope", "--penalty", "--overwrite", "--resume",
+         "--dry-run"}  # flags of train.py that the claims set themselves
 
 
 class Verdict(NamedTuple):
@@ -113,25 +111,13 @@ def swap(trials: int = 500) -> Verdict:
 # --------------------------------------------------------------------- 2 to 6: finished runs
 
 
-def percent(part, whole) -> str:
-    return f"{100 * part / whole:.1f} % ({part:,} of {whole:,})"
-
-
 def close(dense: Anatomy) -> Verdict:
     """Fine-tuned weights stay close to the pretrained ones.
 
     Holds if fine-tuning moves weights by less than a tenth of their standard deviation on average.
     """
-    whole = anatomy.table(dense)[-1]
-    n, moved = whole["entries"], whole["moved_kept"]
-    correlation = np.corrcoef(anatomy.flat(dense.parts, "W"),
-                              anatomy.flat(dense.parts, "W0"))[0, 1]
-    return Verdict([
-        f"dense: {n:,} weights moved by {moved:.3f} standard deviations of their pretrained "
-        "matrix on average",
-        f"correlation of fine-tuned with pretrained weights {correlation:.3f}; "
-        f"{percent(round(n * whole['flipped']), n)} changed sign",
-    ], moved < 0.1)
+    found = anatomy.table(dense)
+    return Verdict(anatomy.text(dense, found).splitlines(), found[-1]["moved_kept"] < 0.1)
 
 
 def foreseen(a: Anatomy) -> tuple[int, int]:
@@ -153,8 +139,8 @@ def early(magnitude: Anatomy, movement: Anatomy) -> Verdict:
     for run in (magnitude, movement):
         same, kept = foreseen(run)
         shares.append(same / kept)
-        lines.append(f"{run.label}: {percent(same, kept)} of the weights kept are those "
-                     "that magnitude keeps before training")
+        lines.append(f"{run.label}: {100 * same / kept:.1f} % of the {kept:,} weights kept are "
+                     "those that magnitude keeps before training")
     lines.append(f"by chance: {100 * magnitude.metrics['keep']:g} %")
     return Verdict(lines, shares[0] > 0.5 > shares[1])
 
@@ -228,61 +214,50 @@ def layers(magnitude: Anatomy, movement: Anatomy) -> Verdict:
 # ---------------------------------------------------------------------------------- the claims
 
 
-class Claim(NamedTuple):
-    """`judge` states the claim, and when it holds, in its docstring.
-
-    needs: (method, keep, scope) of each run that it is given, in this order.
-    """
-
-    judge: Callable[..., Verdict]
-    needs: tuple[tuple[str, float, str], ...] = ()
-
-
 def pair(keep: float, scope: str = "local") -> tuple:
     return ("magnitude", keep, scope), ("movement", keep, scope)
 
 
+# name → (a function that states the claim, and when it holds, in its docstring; method, density and
+# scope of each run that it is given, in this order)
 CLAIMS = {
-    "swap": Claim(swap),
-    "close": Claim(close, (("dense", 1.0, "local"),)),
-    "early": Claim(early, pair(LOW)),
-    "crossover": Claim(crossover, pair(HIGH) + pair(LOW)),
-    "shape": Claim(shape, (("movement", LOW, "local"),)),
-    "layers": Claim(layers, pair(0.1, "global")),
+    "swap": (swap, ()),
+    "close": (close, (("dense", 1.0, "local"),)),
+    "early": (early, pair(LOW)),
+    "crossover": (crossover, pair(HIGH) + pair(LOW)),
+    "shape": (shape, (("movement", LOW, "local"),)),
+    "layers": (layers, pair(0.1, "global")),
 }
 
 
-def trained(need: tuple[str, float, str], flags: list[str], output: Path) -> Anatomy:
-    """The run that a claim needs: read from `output` if it is finished there, else trained now."""
-    method, keep, scope = need
-    words = ["--steps", str(STEPS), *flags, "--task", "mnli", "--method", method, "--scope", scope,
-             "--keep", f"{keep:g}"]
-    planned = sweep.make_run(words)
-    folder = output / planned.name
-    if not (folder / "metrics.json").exists():
-        print(f"training {folder} …", file=sys.stderr, flush=True)
-        done = subprocess.run([sys.executable, str(HERE / "train.py"), *words, "--resume",
-                               "--output", str(folder)], stdout=subprocess.DEVNULL)
-        if done.returncode:  # its own message says why
-            raise RunError(f"{folder}: training ended with status {done.returncode}")
-    run = anatomy.read(folder)
-    if run.note:
-        raise UserError(f"{folder}: {run.note}, but claims compare with the starting weights "
-                        "(another --output trains anew)")
-    return run
+def trained(needs: tuple, flags: list[str], output: Path) -> list[Anatomy]:
+    """The runs that a claim needs; those that are not finished in `output` are trained first."""
+    planned = [sweep.make_run([*flags, "--task", "mnli", "--method", method, "--scope", scope,
+                               "--keep", f"{keep:g}"]) for method, keep, scope in needs]
+    todo = [run for run in planned if not (output / run.name / "metrics.json").exists()]
+    with tempfile.TemporaryDirectory() as scratch:
+        args = Namespace(jobs=1, csv=Path(scratch, "rows.csv"), keep_runs=output)
+        if failed := sweep.carry_out(todo, args, Path(scratch)):
+            raise RunError(f"{failed} of the runs that this claim needs failed")
+    runs = [anatomy.read(output / run.name) for run in planned]
+    for run, a in zip(planned, runs):
+        if a.note:
+            raise UserError(f"{output / run.name}: {a.note}, but claims compare with the starting "
+                            "weights (another --output trains anew)")
+    return runs
 
 
 def report(name: str, verdict: Verdict) -> str:
     """The claim, when it holds, what was measured, and the verdict."""
     claim, condition = (" ".join(part.split())
-                        for part in CLAIMS[name].judge.__doc__.split("\n\n"))
+                        for part in CLAIMS[name][0].__doc__.split("\n\n"))
     conclusion = "→ holds here" if verdict.holds else "→ does not hold here"
     return "\n    ".join([f"{list(CLAIMS).index(name) + 1} {name}: {claim}", condition,
                           *verdict.lines, conclusion]) + "\n"
 
 
 def main() -> None:
-    p = cli.Parser(description=__doc__)
+    p = cli.Parser(prog="python -m tools.claims", description=__doc__)
     p.add_argument("--claims", metavar="NAMES", default=",".join(CLAIMS),
                    help="a comma list (default: all)")
     p.add_argument("--output", type=Path, default=Path("runs/claims"), metavar="DIR",
@@ -292,14 +267,14 @@ def main() -> None:
     for name in names:
         if name not in CLAIMS:
             p.error(f"--claims {name} is not known{cli.nearest(name, CLAIMS)}")
-    train.make_parser().parse_args(flags)  # ends the program if they are wrong
-    for flag in (word.split("=")[0] for word in flags):
-        if flag in FIXED:
-            p.error(f"{flag}: the claims set it themselves")
+    for flag in FIXED & {word.split("=")[0] for word in flags}:
+        p.error(f"{flag}: the claims set it themselves")
+    if train.make_parser().parse_args(flags).epochs is None:  # it ends the program if one is wrong
+        flags = ["--steps", str(STEPS), *flags]  # which a later --steps overrides
     began, held = time.time(), 0
     for name in names:
-        runs = [trained(need, flags, args.output) for need in CLAIMS[name].needs]
-        verdict = CLAIMS[name].judge(*runs)
+        judge, needs = CLAIMS[name]
+        verdict = judge(*trained(needs, flags, args.output))
         held += verdict.holds
         print(report(name, verdict), flush=True)
     print(f"{held} of {len(names)} claims hold here · {time.time() - began:.0f} s")

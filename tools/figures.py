@@ -5,8 +5,8 @@
 
 If a CSV file has dense models of several sizes, Figure 2 is also drawn against the number of
 non-zero parameters, with the smaller models beside the pruned one. A line is the mean over seeds,
-and its band goes from the worst seed to the best. A method has the same colour and marker
-everywhere.
+and its band goes from the worst seed to the best; a point with a collapsed run is crossed out. A
+method has the same colour and marker everywhere.
 """
 
 from pathlib import Path
@@ -106,22 +106,18 @@ def method_of(cells: dict[str, list[dict]]) -> str:
 
 def draw_line(axis, cells, metric: str, column: str, unit: float, **look):
     """A point for each cell of rows that differ only in their seeds, at their mean, and the range
-    over seeds → the points (x, y), in the order of the cells."""
-    points = []
+    over seeds; crossed out where a run collapsed → the points (x, y), in the order of the cells."""
+    points, crossed = [], []
     for cell in cells:
         y = tables.values(cell, metric)
         points.append((unit * np.mean(tables.values(cell, column)), np.mean(y), min(y), max(y)))
+        crossed += [points[-1][:2]] * tables.has_collapsed(cell)
     x, mean, low, high = map(list, zip(*sorted(points)))
     axis.plot(x, mean, **look)
     axis.fill_between(x, low, high, color=look["color"], alpha=0.2, linewidth=1)
+    if crossed:
+        axis.plot(*zip(*crossed), "x", color="black", markersize=10, label="with a collapsed run")
     return [point[:2] for point in points]
-
-
-def draw_series(axis, label: str, dash: str, cells, metric: str, column: str, unit: float) -> None:
-    """The line of one series, rows by density."""
-    colour, marker = style_of(method_of(cells))
-    draw_line(axis, cells.values(), metric, column, unit, linestyle=dash, color=colour,
-              marker=marker, label=label, markerfacecolor=colour if dash == "-" else "white")
 
 
 def dense_line(axis, values: list[float]) -> None:
@@ -152,11 +148,10 @@ def groups(results: list[dict]) -> list[list[dict]]:
     return [[r for r in results if (r["task"], r["data"], r["model"]) == key] for key in keys]
 
 
-def same_task(group: list[dict], sources: list[list[dict]]) -> list[dict]:
-    """Dense rows of any pretrained model, for the same task and number of rows, from the first
-    source that has some."""
+def same_task(first: dict, sources: list[list[dict]]) -> list[dict]:
+    """Dense rows of any pretrained model, for the task and number of rows of the row `first`, from
+    the first source that has some."""
     alike = ("task", "data", "train_rows", "eval_rows", "held_out", "precision")
-    first = group[0]
     candidates = ([r for r in source if r["method"] == "dense" and not r["teacher"]
               and not pretrain.is_untrained(r["model"])
               and all(r[name] == first[name] for name in alike)] for source in sources)
@@ -166,15 +161,17 @@ def same_task(group: list[dict], sources: list[list[dict]]) -> list[dict]:
 def draw_curves(path: Path, results: list[dict], column: str, sources: list[list[dict]]) -> None:
     """A panel for each task, data and model; `sources`: where to look for dense rows."""
     unit, x_name = X_AXES[column]
-    parts = groups(results)
+    parts = [tables.measured(part) for part in groups(results)]
     figure, axes = panels(len(parts))
-    series = [tables.series_of(part) for part in parts]
+    series = [tables.series_of(part) for _, part in parts]
     dash = dashes([(method_of(cells), label) for one in series for label, cells in one.items()])
-    for axis, part, one in zip(axes, parts, series):
-        metric = tables.first_metric(part)
+    for axis, (metric, part), one in zip(axes, parts, series):
         for label, cells in one.items():
-            draw_series(axis, label, dash[label], cells, metric, column, unit)
-        dense, model = same_task(part, sources), part[0]["model"]
+            colour, marker = style_of(method_of(cells))
+            face = colour if dash[label] == "-" else "white"
+            draw_line(axis, cells.values(), metric, column, unit, linestyle=dash[label],
+                      color=colour, marker=marker, markerfacecolor=face, label=label)
+        dense, model = same_task(part[0], sources), part[0]["model"]
         if unit == 100:
             dense_line(axis, tables.values([r for r in dense if r["model"] == model], metric))
             logarithmic(axis, (1, 3, 5), "{x:g}")
@@ -213,9 +210,9 @@ def figures_of(results: list[dict]) -> list[tuple[str, str, list[dict]]]:
 
 
 def from_results(folder: Path, output: Path) -> None:
-    """Figures 2, 3 and 5 of every CSV file that has rows for them. Rows with --held-out are not
-    results: settings were chosen on them."""
-    files = {path.stem: [row for row in rows.read(path) if row.get("held_out") == ""]
+    """Figures 2, 3 and 5 of every CSV file that has rows for them, measured on evaluation rows."""
+    files = {path.stem: [row for row in rows.read(path)
+                         if "key" in row and any(map(row.get, rows.METRICS))]
              for path in sorted(folder.glob("*.csv"))}
     files["paper"] = paper_rows(folder / "paper_runs.csv")
     everything, wrong = [row for results in files.values() for row in results], []
@@ -225,7 +222,7 @@ def from_results(folder: Path, output: Path) -> None:
     for name, figure, column, results in pictures:
         try:
             draw_curves(output / f"{figure}-{name}", results, column, [files[name], everything])
-        except UserError as error:
+        except (UserError, ValueError) as error:  # ValueError: no number where one should be
             wrong.append(f"{folder / name}.csv: {error}")
     if wrong:  # once all others are drawn
         raise UserError("\n".join(dict.fromkeys(wrong)))
@@ -332,7 +329,7 @@ def from_runs(folders: list[Path], output: Path) -> None:
 
 
 def main() -> None:
-    p = cli.Parser(description=__doc__)
+    p = cli.Parser(prog="python -m tools.figures", description=__doc__)
     p.add_argument("--run", nargs="+", type=Path, metavar="RUN", help="folders of train.py's runs")
     p.add_argument("--results", type=Path, default=HERE / "results", metavar="DIR")
     p.add_argument("--output", type=Path, default=HERE / "figures", metavar="DIR")

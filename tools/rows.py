@@ -54,6 +54,11 @@ def read(path: Path) -> list[dict[str, str]]:
     return table
 
 
+def keys(path: Path) -> set[str]:
+    """Which runs have a row in the file."""
+    return {row.get("key", "") for row in read(path)}
+
+
 def write(path: Path, table: list[dict], columns) -> None:
     """Replace `path` by these rows; a cell is empty where a row does not have the column."""
     text = io.StringIO()

@@ -4,10 +4,10 @@
     python -m tools.sweep --tasks sst2,qqp --methods dense,l0 --jobs 2 --csv results/more.csv
     python -m tools.sweep --methods movement --lr 1e-3,3e-4 --score-lr 1e-2,3e-2 --held-out 0.1
 
-Every flag of train.py works here too, with one value or a comma list. The same command again, also
-with other lists, runs only what has no row yet. A row's `key` is a digest of all settings that
-decide its result; delete a row to run it again with newer code. Only the last name of a folder's
-path counts, so that rows from different machines can be compared.
+Every flag of train.py works here too, with one value or a comma list; --data and --teacher name one
+folder. The same command again, also with other lists, runs only what has no row yet. A row's `key`
+is a digest of all settings that decide its result; delete a row to run it again with newer code.
+Only the last name of a folder's path counts, so that rows from different machines can be compared.
 """
 
 import argparse
@@ -24,9 +24,10 @@ import tempfile
 import time
 from collections import namedtuple
 from dataclasses import asdict
-from datetime import timedelta
 from pathlib import Path
 
+import data
+import distill
 import masking
 import train
 from support import checkpoints, cli
@@ -37,6 +38,7 @@ HERE = Path(__file__).parent.parent
 DEFAULTS = {"--task": "mnli", "--method": "magnitude,l0,movement,soft_movement", "--keep": "0.1",
             "--model": "small", "--seed": "0"}
 OURS = ("--output", "--overwrite", "--resume", "--dry-run")  # flags that the sweep sets itself
+PATIENCE = 10.0  # seconds that an interrupted run has to save its checkpoint
 
 # train.py's arguments, the settings that they give, a digest of these, and the folder's name
 Run = namedtuple("Run", "words settings key name")
@@ -52,21 +54,23 @@ def comma_list(text: str) -> list[str]:
 
 def make_parser() -> cli.Parser:
     """The sweep's own flags, and all of train.py's, which take lists here."""
-    p = cli.Parser(description=__doc__)
+    p = cli.Parser(prog="python -m tools.sweep", description=__doc__)
     a = p.add_argument
     a("--jobs", type=cli.count, default=1, metavar="N", help="runs at a time, sharing the cores")
     a("--csv", type=Path, default=Path("results/sweep.csv"), metavar="FILE", help="the rows")
     a("--keep-runs", type=Path, metavar="DIR",
       help="keep the runs' folders here, and resume unfinished ones")
     for action in train.make_parser()._actions:
-        flag = action.option_strings[-1]
+        flag, kind = action.option_strings[-1], {"type": comma_list}
         if flag in DEFAULTS:
-            a(flag, f"{flag}s", dest=flag, type=comma_list, default=DEFAULTS[flag],
-              metavar="LIST", help=action.help)
+            a(flag, f"{flag}s", dest=flag, default=DEFAULTS[flag], metavar="LIST",
+              help=action.help, **kind)
         elif flag != "--help":
-            value = {"type": comma_list} if action.nargs is None else {
-                "action": "store_const", "const": [""]}
-            a(flag, dest=flag, help=argparse.SUPPRESS, **value)
+            if flag in ("--data", "--teacher"):  # a list of one: a path may have commas
+                kind = {"nargs": 1}
+            elif action.nargs == 0:
+                kind = {"action": "store_const", "const": [""]}
+            a(flag, dest=flag, help=argparse.SUPPRESS, **kind)
     return p
 
 
@@ -95,9 +99,8 @@ def make_run(words: list[str]) -> Run:
 def combinations(args) -> list[Run]:
     """Every run once; seeds vary slowest, so that an unfinished sweep has some seeds complete."""
     lists = {flag: values for flag, values in vars(args).items() if flag[0] == "-" and values}
-    for flag in OURS:
-        if flag in lists:
-            raise UserError(f"{flag}: a sweep sets it itself; --keep-runs DIR keeps the folders")
+    for flag in lists.keys() & OURS:
+        raise UserError(f"{flag}: a sweep sets it itself; --keep-runs DIR keeps the folders")
     runs, seeds = {}, lists.pop("--seed")
     for seed, *values in itertools.product(seeds, *lists.values()):
         flags = dict(zip(lists, values)) | {"--seed": seed}
@@ -107,11 +110,10 @@ def combinations(args) -> list[Run]:
         if method and not method.penalised:
             flags.pop("--penalty", None)
         run = make_run([word for pair in flags.items() for word in pair if word])
-        other = runs.setdefault(run.key, run).settings
-        for name in ("data", "model", "teacher"):
-            if run.settings[name] != other[name]:
-                raise UserError(f"--{name} {other[name]} and {run.settings[name]} have the same "
-                                "last name, so their rows would look alike; rename one")
+        model = runs.setdefault(run.key, run).settings["model"]
+        if run.settings["model"] != model:
+            raise UserError(f"--model {model} and {run.settings['model']} have the same last "
+                            "name, so their rows would look alike; rename one")
     return list(runs.values())
 
 
@@ -119,10 +121,14 @@ def combinations(args) -> list[Run]:
 
 
 def try_out(runs: list[Run]) -> None:
-    """A dry run for each task, data and model: finds wrong ones before hours are spent."""
-    pairs = {tuple(run.settings[k] for k in ("task", "data", "model")): run for run in runs}
-    for run in pairs.values():
-        done = subprocess.run([sys.executable, str(HERE / "train.py"), *run.words, "--dry-run"])
+    """A dry run for each task, data and model, and a look at its teacher: finds wrong ones before
+    hours are spent."""
+    differing = {tuple(run.settings[k] for k in ("task", "data", "model")): run for run in runs}
+    for run in differing.values():
+        if run.settings["teacher"]:  # a dry run does not read it
+            distill.load_fine_tuned(Path(run.settings["teacher"]), data.TASKS[run.settings["task"]])
+        done = subprocess.run([sys.executable, str(HERE / "train.py"), *run.words, "--dry-run"],
+                              start_new_session=True)  # Ctrl-C is for the sweep to report
         if done.returncode:
             sys.exit(done.returncode)
 
@@ -154,35 +160,38 @@ def finish(job: Job, args) -> str:
     rows.append(args.csv, row)
     if not args.keep_runs:
         shutil.rmtree(job.folder, ignore_errors=True)
-    metrics = "".join(f"{name} {float(row[name]):.2f} · " for name in rows.METRICS if row[name])
-    missed = "" if row["on_target"] == "True" else " (missed)"
-    return (f"{metrics}density {float(row['density']):.4f}{missed} · "
-            f"{float(row['train_seconds']):.0f} s")
+    shown = (*rows.METRICS, "density", "on_target", "train_seconds")
+    return " · ".join(f"{name} {row[name]}" for name in shown if row[name])
 
 
 def end(jobs: list[Job]) -> None:
-    """Interrupt the runs in progress and wait for them."""
+    """Interrupt the runs in progress; kill those that go on for longer than PATIENCE."""
     for job in jobs:  # Windows cannot send Ctrl-C to another process
         job.process.send_signal(signal.SIGTERM if os.name == "nt" else signal.SIGINT)
+    latest = time.monotonic() + PATIENCE
+    while time.monotonic() < latest and any(job.process.poll() is None for job in jobs):
+        time.sleep(0.1)
     for job in jobs:
+        job.process.kill()  # does nothing to one that has ended
         job.process.wait()
 
 
 def carry_out(runs: list[Run], args, scratch: Path) -> int:
-    """Run all, args.jobs at a time → how many failed."""
-    began, waiting, jobs, done, failed = time.time(), list(runs), [], 0, 0
+    """Run all that have no row when their turn comes, args.jobs at a time → how many failed."""
+    waiting, jobs, failed = list(runs), [], 0
     try:
         while waiting or jobs:
             if waiting and len(jobs) < args.jobs:
-                jobs.append(start(waiting.pop(0), args, scratch))
+                run = waiting.pop(0)
+                if run.key not in rows.keys(args.csv):  # another sweep may have made it by now
+                    jobs.append(start(run, args, scratch))
             time.sleep(0.1)
             for job in [job for job in jobs if job.process.poll() is not None]:
                 jobs.remove(job)
-                text, done = finish(job, args), done + 1
                 failed += job.process.returncode != 0
-                left = (time.time() - began) / done * (len(runs) - done)
-                print(f"[{done}/{len(runs)}] {' '.join(job.run.words)} · {text} · "
-                      f"about {timedelta(seconds=round(left))} left", flush=True)
+                done = len(runs) - len(waiting) - len(jobs)
+                print(f"[{done}/{len(runs)}] {' '.join(job.run.words)} · {finish(job, args)}",
+                      flush=True)
     finally:
         end(jobs)
     return failed
@@ -192,7 +201,7 @@ def main() -> None:
     args = make_parser().parse_args()
     runs = combinations(args)
     check_writable(args.csv, file=True)
-    there = {row.get("key") for row in rows.read(args.csv)}
+    there = rows.keys(args.csv)
     todo = [run for run in runs if run.key not in there]
     print(f"{len(runs)} runs, {len(runs) - len(todo)} of them in {args.csv} already", flush=True)
     for name in (signal.SIGTERM, signal.SIGINT):  # a shell's background job ignores SIGINT

@@ -8,11 +8,12 @@ A table stands between <!-- table: KIND … --> and <!-- end -->. The kinds are:
     densities FILE TASKS  every method at every density
     teachers FILE TASKS   the methods that had a teacher, with and without it
     frozen FILE TASKS     runs with frozen weights, and runs of the same seeds without
+    held_out FILE TASKS   every run with --held-out, measured on those rows instead
     paper taught          the authors' own runs with a teacher; paper untaught: without
     benchmark PARTS       ratios of results/benchmark.json
     csv FILE COLUMNS      results/FILE.csv as it is
 
-TASKS, PARTS and COLUMNS are comma lists.
+TASKS, PARTS and COLUMNS are comma lists. A † marks collapsed runs.
 """
 
 import functools
@@ -77,12 +78,21 @@ def series_of(group: list[dict]) -> dict[str, dict[str, list[dict]]]:
     return dict(sorted(series.items(), key=lambda item: (method_order(item[0]), len(item[0]))))
 
 
-def first_metric(group: list[dict]) -> str:
-    return next((name for name in rows.METRICS if any(row[name] for row in group)), "")
+def measured(group: list[dict], prefix: str = "") -> tuple[str, list[dict]]:
+    """→ the first metric that some of the rows have, and these rows. `prefix`: "held_out_" for
+    those of --held-out; rows of earlier versions have no others."""
+    metrics = [prefix + name for name in rows.METRICS]
+    metric = next((name for name in metrics if any(row.get(name) for row in group)), "")
+    return metric, [row for row in group if row.get(metric)]
 
 
 def values(cell: list[dict], column: str) -> list[float]:
     return [float(row[column]) for row in cell if row[column]]
+
+
+def has_collapsed(cell: list[dict]) -> bool:
+    """Did any of these runs? Rows of earlier versions do not say."""
+    return any(row.get("collapsed") == "True" for row in cell)
 
 
 # ------------------------------------------------------------------------- how tables look
@@ -102,7 +112,8 @@ def cell_text(cell: list[dict], metric: str) -> str:
     spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
     missed = any(row["on_target"] == "False" for row in cell)
     reached = f", {100 * statistics.mean(values(cell, 'density')):.1f} % left" if missed else ""
-    return f"{statistics.mean(scores):.1f}{spread} ({len(cell)}{reached})"
+    mark = "†" * has_collapsed(cell)
+    return f"{statistics.mean(scores):.1f}{spread} ({len(cell)}{reached}){mark}"
 
 
 def read(folder: Path, file: str) -> list[dict]:
@@ -115,26 +126,29 @@ def read(folder: Path, file: str) -> list[dict]:
 # ------------------------------------------------------------------------ the kinds of table
 
 
-def series_table(choose, folder: Path, file: str, tasks: str) -> str:
-    """A line for each series, a column for each density. `choose(row, rows of these tasks)` is one
-    of CHOICES; dense models of other sizes are in pictures only."""
-    chosen = [row for row in read(folder, file)
-             if row["task"] in tasks.split(",") and not row["model"].startswith("small:")]
-    chosen, body = [row for row in chosen if choose(row, chosen)], []
-    keeps = sorted({row["keep"] for row in chosen} - {""}, key=float, reverse=True)
+def series_table(choose, folder: Path, file: str, tasks: str, *, prefix: str = "") -> str:
+    """A line for each series, a column for each density. `choose(row, rows of the file)` is one of
+    CHOICES; dense models of other sizes are in pictures only."""
+    found = [row for row in read(folder, file) if not row["model"].startswith("small:")]
+    groups, body = {}, []
     for task in tasks.split(","):
-        of_task = [row for row in chosen if row["task"] == task]
-        if not of_task:
+        metric, group = measured(
+            [row for row in found if row["task"] == task and choose(row, found)], prefix)
+        if not group:
             raise UserError(f"results/{file}.csv has no such rows of {task}")
-        metric = first_metric(of_task)
-        for title, cells in series_of(of_task).items():
+        groups[task, metric] = group
+    chosen = [row for group in groups.values() for row in group]
+    keeps = sorted({row["keep"] for row in chosen} - {""}, key=float, reverse=True)
+    for (task, metric), group in groups.items():
+        for title, cells in series_of(group).items():
             body.append([f"{task} {metric}", title] + [
                 cell_text(cells[keep], metric) if keep in cells else "–" for keep in keeps])
     data, model = (", ".join(dict.fromkeys(row[c] for row in chosen)) for c in ("data", "model"))
     return markdown(
         ["", "method", *(f"{100 * float(keep):g} %" for keep in keeps)], body,
         "mean ± standard deviation (seeds); columns: share of the encoder matrices' weights asked "
-        f"to remain; data: {data}; model: {model}; rows: `results/{file}.csv`")
+        f"to remain; data: {data}; model: {model}; rows: `results/{file}.csv`" + has_collapsed(
+            chosen) * ". A † marks a collapsed run: no better than one answer for all rows")
 
 
 def alone(row: dict) -> bool:
@@ -180,15 +194,22 @@ def at_density(runs: list[dict], keep: float, metric: str) -> float:
     return float(np.interp(keep, *zip(*points)))
 
 
+def compared(row: dict) -> list[str]:
+    """A ratio, with its range over the rounds if it is one of times, and what was measured."""
+    if "bytes" in row:
+        return [f"{row['ratio']:.2f}", f"{row['bytes'] / 2**20:,.0f} MB"]
+    return [f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})",
+            f"{row['ms']:,.0f} ms, {row['tokens_per_second']:,.0f} tokens/s"]
+
+
 def benchmark(folder: Path, parts: str) -> str:
-    """Two steps or epochs compared: the median of their ratio, and its range over the rounds."""
-    result = read_json(folder / "benchmark.json")
-    if unknown := set(parts.split(",")) - {row["part"] for row in result["rows"]}:
-        raise UserError(f"results/benchmark.json has no part {', '.join(unknown)}")
-    body = [[row["part"], row["name"], row["size"],
-             f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})",
-             f"{row['ms']:,.0f} ms, {row['tokens_per_second']:,.0f} tokens/s"]
-            for row in result["rows"] if row["part"] in parts.split(",")]
+    """Steps, epochs or amounts of memory compared."""
+    result, wanted = read_json(folder / "benchmark.json"), parts.split(",")
+    there = dict.fromkeys(row["part"] for row in result["rows"])
+    if unknown := [part for part in wanted if part not in there]:
+        raise UserError(f"results/benchmark.json has no part {unknown[0]}, only {', '.join(there)}")
+    body = [[row["part"], row["name"], row["size"], *compared(row)]
+            for row in result["rows"] if row["part"] in wanted]
     return markdown(["part", "what", "model, batch", "ratio", "amount"], body,
                     f"medians; {result['machine']}, {result['threads']} threads, torch "
                     f"{result['torch']}, {result['precision']}; from `results/benchmark.json`")
@@ -218,7 +239,8 @@ CHOICES = {
     "teachers": lambda row, among: not row["freeze"] and matched(row, among, "teacher"),
     "frozen": lambda row, among: not row["teacher"] and matched(row, among, "freeze", "seed")}
 KINDS = {kind: functools.partial(series_table, choose) for kind, choose in CHOICES.items()}
-KINDS |= {"paper": paper, "benchmark": benchmark, "csv": csv}
+KINDS |= {"held_out": functools.partial(series_table, lambda *_: True, prefix="held_out_"),
+          "paper": paper, "benchmark": benchmark, "csv": csv}
 
 
 def fill(text: str, folder: Path, page: str) -> str:
@@ -229,7 +251,8 @@ def fill(text: str, folder: Path, page: str) -> str:
             if kind not in KINDS:
                 raise UserError(f"no such kind of table{cli.nearest(kind, KINDS)}")
             return f"<!-- table: {mark[1]} -->\n{KINDS[kind](folder, *words)}<!-- end -->"
-        except (UserError, TypeError, KeyError) as error:  # TypeError: too many words, or too few
+        # TypeError: too many words, or too few; ValueError: no number where one should be
+        except (UserError, TypeError, KeyError, ValueError) as error:
             what = f"no column {error}" if isinstance(error, KeyError) else error
             raise UserError(f"{page}: <!-- table: {mark[1]} -->: {what}") from error
 
@@ -239,7 +262,7 @@ def fill(text: str, folder: Path, page: str) -> str:
 
 
 def main() -> None:
-    cli.Parser(description=__doc__).parse_args()
+    cli.Parser(prog="python -m tools.tables", description=__doc__).parse_args()
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         write_atomically(page, fill(text, HERE / "results", page.relative_to(HERE)))
