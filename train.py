@@ -123,9 +123,12 @@ def make_parser() -> cli.Parser:
     return p
 
 
-def resolve(args: Namespace) -> Settings:
-    """Flags over recipe: all that can be settled before data and model are read."""
-    recipe = recipes.recipe_for(args.task, args.method, pretrain.is_small(args.model))
+def resolve(args: Namespace, inputs: int | None = None) -> Settings:
+    """Flags over recipe. `inputs`: how many there are to train on, when that is known."""
+    small = pretrain.is_small(args.model)
+    recipe = recipes.recipe_for(args.task, args.method, small)
+    if inputs and not small and args.method != "dense" and args.epochs is args.steps is None:
+        recipe = recipes.for_few_rows(recipe, inputs, args.keep)
     values = {f.name: getattr(args, f.name) for f in fields(Settings)}
     values |= {name: value for name, value in asdict(recipe).items()
                if name in values and values[name] is None}
@@ -323,23 +326,30 @@ def finish(settings: Settings, prepared: evaluate.Prepared, pruner, run: checkpo
 def main() -> None:
     args = make_parser().parse_args()
     settings = resolve(args)
-    settings = replace(settings, device=parallel.start(settings.device))
+    device = parallel.start(settings.device)
+    settings = replace(settings, device=device)
     folder = checkpoints.choose_folder(settings, args.overwrite, args.resume)
-    if args.resume and checkpoints.report_if_finished(folder, asdict(settings)):
+    given = {name: value for name, value in asdict(settings).items()
+             if getattr(args, name) is not None}  # the recipe's values follow from these
+    if args.resume and checkpoints.report_if_finished(folder, given):
         return
     first = evaluate.missing_inputs(settings, data.TASKS[settings.task])
     if args.dry_run and first:
         return report.say(report.preparations(first))
     prepared = evaluate.prepare_run(settings, offline=args.dry_run)
+    settings = resolve(args, len(prepared.features))
     schedule = make_schedule(settings, len(prepared.features))
     precision, why = parallel.choose_precision(
         settings.precision, settings.device, prepared.model.bert.config.hidden_size)
-    settings = replace(settings, steps=schedule.T, precision=precision)
+    settings = replace(settings, device=device, steps=schedule.T, precision=precision)
     pruner = make_pruner(prepared.model, settings, schedule)
     report.say(report.describe(settings, prepared, pruner, folder,
                                pretrain.remark(settings.model), why))
     fixed = asdict(settings) | {"data_fingerprint": prepared.rows.fingerprint}
     run = checkpoints.Run(folder, fixed, pruner, args.resume, args.overwrite)
+    if not pretrain.is_small(settings.model) and pruner.method.ranked and pruner.method.learned:
+        report.warn_of_collapse(settings, schedule)
+        run.warn_if_nothing_is_learned = True
     teacher = load_teacher(settings, prepared)
     if args.dry_run:
         return report.say(report.estimate(settings, prepared.features, prepared.model, pruner))

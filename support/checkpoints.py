@@ -172,6 +172,7 @@ class Run:
         self.t, self.smooth_loss, self.start = 0, None, None
         self.unread = []  # loss and norm of the gradient of the last steps, still on the device
         self.bar, self.lines, self.stopping = None, [], False
+        self.warn_if_nothing_is_learned = False  # by the step at which pruning begins
         self.checkpoint = folder / "checkpoint.pt"
         self.state = self.read_checkpoint() if resume and self.checkpoint.exists() else None
 
@@ -309,10 +310,23 @@ class Run:
         density = self.pruner.density()
         line = {"step": t, "loss": self.loss, "density": density, "penalty": self.pruner.penalty,
                 "lr": rates[0], "score_lr": rates[-1] if len(rates) > 1 else None}
+        self.lines.append(json.dumps(line) + "\n")
         with files.naming(self.folder / "log.jsonl"):
-            self.log.write(json.dumps(line).encode() + b"\n")
+            self.log.write(self.lines[-1].encode())
+        if self.warn_if_nothing_is_learned and t - LOG_EVERY < self.pruner.schedule.t_i <= t:
+            self.check_learning(self.pruner.schedule.t_i)
         shown = f"loss {self.smooth_loss:.3f} · density {density:.3f} · lr {rates[0]:.1e}"
         self.bar.set_postfix_str(shown, refresh=False)
         tenth = self.t * 10 // self.T
         if self.bar.disable and tenth > max(0, self.t - LOG_EVERY) * 10 // self.T:
             say(f"step {self.t}/{self.T} · {shown}")
+
+    def check_learning(self, t_i: int) -> None:
+        """Warn if the loss has not fallen since the start, by the lines of the log so far."""
+        losses = {line["step"]: line["loss"] for line in map(json.loads, self.lines)}
+        first, last = ([losses[t] for t in losses if begin <= t < begin + 100]
+                       for begin in (0, t_i - 100))
+        if last and np.mean(last) > 0.9 * np.mean(first):
+            say(f"WARNING: pruning begins at step {t_i}, but the loss has hardly fallen yet "
+                f"({np.mean(first):.2f} in the first 100 steps, {np.mean(last):.2f} in the last): "
+                "the scores know little, and the task may be lost; give a higher --hold")

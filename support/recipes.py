@@ -37,6 +37,16 @@ class Recipe:
     teacher_penalties: tuple = ()
 
 
+# What hard movement needs on real weights, see results/README.md: when it loses the task.
+SHORTEST_HOLD = 800  # steps before pruning begins
+STEEPEST = 0.0008  # share of the weights that one step may prune
+
+
+def steepest_speed(schedule, keep: float) -> float:
+    """Largest share of the weights that a step prunes: Eq. (5) is steepest where it begins."""
+    return 3 * (1 - keep) / (schedule.T - schedule.t_i - schedule.t_f)
+
+
 def recipe_for(task: str, method: str, small: bool) -> Recipe:
     """`small`: is the model the small BERT, and not one with real pretrained weights?"""
     paper = TABLES["paper"]
@@ -45,6 +55,19 @@ def recipe_for(task: str, method: str, small: bool) -> Recipe:
     recipe = Recipe(**{name: value for name, value in values.items() if type(value) is not dict})
     # the paper has three tasks; the others take MNLI's settings, except its λ
     return recipe if task in paper else replace(recipe, penalties=(), teacher_penalties=())
+
+
+def for_few_rows(recipe: Recipe, inputs: int, keep: float) -> Recipe:
+    """The recipe, with more epochs and other shares where `inputs` training inputs would make its
+    run too short to prune slowly and late enough."""
+    steps = recipe.epochs * inputs / recipe.batch_size
+    shortest_ramp = 3 * (1 - keep) / STEEPEST
+    if (steps * recipe.hold >= SHORTEST_HOLD
+            and steps * (1 - recipe.hold - recipe.cooldown) >= shortest_ramp):
+        return recipe
+    recipe = replace(recipe, warmup=0.05, hold=0.2, cooldown=0.2)
+    steps = max(SHORTEST_HOLD / 0.2, shortest_ramp / (1 - 0.2 - 0.2))
+    return replace(recipe, epochs=math.ceil(steps * recipe.batch_size / inputs))
 
 
 def choose_penalty(asked: str | None, recipe: Recipe, keep: float, with_teacher: bool,

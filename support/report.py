@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from support import parallel
+from support import parallel, recipes
 
 HELD_OUT = "_held_out"  # the split of --held-out; it ends its metrics' names
 
@@ -129,7 +129,25 @@ def plan(pruner, keep: float) -> str:
     else:
         return f"{T} steps"
     steps = [0, schedule.t_i, (T + schedule.t_i - schedule.t_f) // 2, T - schedule.t_f, T]
-    return f"{name} @ step: " + " → ".join(f"{value(t):.3g} @ {t}" for t in steps)
+    text = f"{name} @ step: " + " → ".join(f"{value(t):.3g} @ {t}" for t in steps)
+    if pruner.method.ranked:
+        text += f" · at most {100 * recipes.steepest_speed(schedule, keep):.2f} % of the weights a step"
+    return text
+
+
+def warn_of_collapse(settings, schedule) -> None:
+    """Say where hard movement is known to lose the task on real weights, and how to avoid it."""
+    speed = recipes.steepest_speed(schedule, settings.keep)
+    reasons = [reason for holds, reason in (
+        (speed > 0.001, f"it prunes up to {100 * speed:.2f} % of the weights a step, where 0.08 % is safe "
+                        "(more --epochs)"),
+        (schedule.t_i < recipes.SHORTEST_HOLD, f"it begins at step {schedule.t_i}, where 800 or "
+                                               "later is safe (a higher --hold, more --epochs)"),
+        (settings.lr >= 1e-4, f"the learning rate is {settings.lr:g}, where 5e-5 is safe"),
+    ) if holds]
+    if reasons:
+        say(f"WARNING: {settings.method} is known to lose the task in runs like this on real "
+            f"weights: {'; '.join(reasons)}")
 
 
 def notes(rows, evaluated: dict) -> str:

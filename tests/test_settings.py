@@ -1,5 +1,7 @@
 """The paper's settings as this project's recipes, and the matrices that they prune."""
 
+import math
+
 import pytest
 import torch
 
@@ -36,3 +38,20 @@ def test_the_papers_recipes(task, method, batch, epochs, warm, lr, score_lr, hol
     assert (r.warmup, r.hold, r.cooldown) == pytest.approx(
         (warm, hold * warm, cooldown * warm), rel=0.03)
     assert (r.max_length, r.doc_stride) == ((384, 128) if task == "squad" else (128, 128))
+
+
+@pytest.mark.parametrize("inputs", [635, 2_490, 67_349, 392_702])
+def test_a_task_with_few_rows_is_pruned_late_and_slowly_enough(inputs):
+    recipe = recipes.recipe_for("mnli", "movement", small=False)
+    longer = recipes.for_few_rows(recipe, inputs, keep=0.03)
+    T = longer.epochs * math.ceil(inputs / longer.batch_size)
+    schedule = masking.Schedule(T, round(longer.hold * T), round(longer.cooldown * T))
+    assert schedule.t_i >= recipes.SHORTEST_HOLD
+    assert recipes.steepest_speed(schedule, 0.03) <= recipes.STEEPEST
+    assert (longer == recipe) == (inputs > 10_000)
+
+
+def test_the_steepest_speed_is_that_of_the_schedule():
+    schedule = masking.Schedule(1000, 200, 100)
+    speeds = [schedule.keep(t, 0.03) - schedule.keep(t + 1, 0.03) for t in range(1000)]
+    assert max(speeds) == pytest.approx(recipes.steepest_speed(schedule, 0.03), rel=0.01)

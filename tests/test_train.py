@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from argparse import Namespace
 from dataclasses import replace
@@ -215,3 +216,16 @@ def test_a_held_out_share_is_measured_beside_the_evaluation_rows(place):
     again = json.loads((place.folder / "new" / "evaluation.json").read_text())
     for name in ("metrics", "held_out_metrics", "eval_rows"):
         assert again[name] == metrics[name]
+
+
+def test_what_is_known_to_lose_the_task_is_said_beforehand(place):
+    printed = place.train("--lr", "1e-9", output="new").succeeded()
+    before, at_pruning = re.findall("WARNING: (?:movement is known|pruning begins).*", printed)
+    # the recipe's shares of 40 steps: 0.163, 0.674 and 0.163
+    assert "at most 10.38 % of the weights a step" in printed
+    assert "prunes up to 10.38 %" in before and "begins at step 7" in before
+    assert "learning rate" not in before
+    assert "pruning begins at step 7, but the loss has hardly fallen" in at_pruning
+    assert "learning rate is 0.01" in place.train("--dry-run", output="other").stdout
+    for words in (("--method", "soft_movement"), ("--model", "untrained:1x32")):
+        assert "known to lose" not in place.train(*words, "--dry-run", output="other").stdout
