@@ -96,55 +96,23 @@ def aim(settings, pruner) -> str:
     else:
         text = f"keep {settings.keep:g} of the weights" if pruner.prunes else "all weights stay"
     if pruner.method.ranked:
-        text += f", {settings.scope} ranks"
-    if settings.freeze:
-        text += ", the weights themselves frozen"
-    if settings.teacher:
-        text += f" · teacher {settings.teacher}, α {settings.alpha:g}, T {settings.temperature:g}"
-    rates = f"learning rate {settings.lr:g}"
-    if pruner.method.learned:
-        rates += f", scores {settings.score_lr:g}"
-    return f"{settings.method} · {text} · {rates}"
-
-
-def source(data: str) -> str:
-    return {"sample": "generated sample; real rows: --data download or --data DIR",
-            "download": "official files"}.get(data, data)
-
-
-def evaluation_rows(evaluated: dict) -> str:
-    """How many rows of each split are evaluated on. `evaluated`: split → (rows, features)."""
-    counts = " + ".join(f"{len(rows):,}{split.replace('_', ' ')}"
-                        for split, (rows, _) in evaluated.items())
-    return f"{counts} evaluation rows"
-
-
-def plan(pruner, keep: float) -> str:
-    """What the schedule sets at a few steps."""
-    schedule, T = pruner.schedule, pruner.schedule.T
-    if pruner.method.ranked:
-        name, value = "kept", lambda t: schedule.keep(t, keep)
-    elif pruner.method.tau_f:
-        name, value = "τ", lambda t: schedule.tau(t, pruner.method.tau_f)
-    else:
-        return f"{T} steps"
-    steps = [0, schedule.t_i, (T + schedule.t_i - schedule.t_f) // 2, T - schedule.t_f, T]
-    text = f"{name} @ step: " + " → ".join(f"{value(t):.3g} @ {t}" for t in steps)
-    if pruner.method.ranked:
-        text += f" · at most {100 * recipes.steepest_speed(schedule, keep):.2f} % of the weights a step"
+        speed = 100 * recipes.steepest_speed(schedule, keep)
+        text += f" · at most {speed:.2f} % of the weights a step"
     return text
 
 
 def warn_of_collapse(settings, schedule) -> None:
     """Say where hard movement is known to lose the task on real weights, and how to avoid it."""
-    speed = recipes.steepest_speed(schedule, settings.keep)
-    reasons = [reason for holds, reason in (
-        (speed > 0.001, f"it prunes up to {100 * speed:.2f} % of the weights a step, where 0.08 % is safe "
-                        "(more --epochs)"),
-        (schedule.t_i < recipes.SHORTEST_HOLD, f"it begins at step {schedule.t_i}, where 800 or "
-                                               "later is safe (a higher --hold, more --epochs)"),
-        (settings.lr >= 1e-4, f"the learning rate is {settings.lr:g}, where 5e-5 is safe"),
-    ) if holds]
+    speed, t_i = recipes.steepest_speed(schedule, settings.keep), schedule.t_i
+    reasons = []
+    if speed > 0.001:
+        reasons.append(f"it prunes up to {100 * speed:.2f} % of the weights a step, where 0.08 % "
+                       "is safe (more --epochs)")
+    if t_i < recipes.SHORTEST_HOLD:
+        reasons.append(f"it begins at step {t_i}, where 800 or later is safe (a higher --hold, "
+                       "more --epochs)")
+    if settings.lr >= 1e-4:
+        reasons.append(f"the learning rate is {settings.lr:g}, where 5e-5 is safe")
     if reasons:
         say(f"WARNING: {settings.method} is known to lose the task in runs like this on real "
             f"weights: {'; '.join(reasons)}")
