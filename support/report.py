@@ -96,6 +96,41 @@ def aim(settings, pruner) -> str:
     else:
         text = f"keep {settings.keep:g} of the weights" if pruner.prunes else "all weights stay"
     if pruner.method.ranked:
+        text += f", {settings.scope} ranks"
+    if settings.freeze:
+        text += ", the weights themselves frozen"
+    if settings.teacher:
+        text += f" · teacher {settings.teacher}, α {settings.alpha:g}, T {settings.temperature:g}"
+    rates = f"learning rate {settings.lr:g}"
+    if pruner.method.learned:
+        rates += f", scores {settings.score_lr:g}"
+    return f"{settings.method} · {text} · {rates}"
+
+
+def source(data: str) -> str:
+    return {"sample": "generated sample; real rows: --data download or --data DIR",
+            "download": "official files"}.get(data, data)
+
+
+def evaluation_rows(evaluated: dict) -> str:
+    """How many rows of each split are evaluated on. `evaluated`: split → (rows, features)."""
+    counts = " + ".join(f"{len(rows):,}{split.replace('_', ' ')}"
+                        for split, (rows, _) in evaluated.items())
+    return f"{counts} evaluation rows"
+
+
+def plan(pruner, keep: float) -> str:
+    """What the schedule sets at a few steps."""
+    schedule, T = pruner.schedule, pruner.schedule.T
+    if pruner.method.ranked:
+        name, value = "kept", lambda t: schedule.keep(t, keep)
+    elif pruner.method.tau_f:
+        name, value = "τ", lambda t: schedule.tau(t, pruner.method.tau_f)
+    else:
+        return f"{T} steps"
+    steps = [0, schedule.t_i, (T + schedule.t_i - schedule.t_f) // 2, T - schedule.t_f, T]
+    text = f"{name} @ step: " + " → ".join(f"{value(t):.3g} @ {t}" for t in steps)
+    if pruner.method.ranked:
         speed = 100 * recipes.steepest_speed(schedule, keep)
         text += f" · at most {speed:.2f} % of the weights a step"
     return text
