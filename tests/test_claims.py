@@ -19,7 +19,7 @@ def made(method, W, M, W0=None, S=None, densities=(None,), **metrics):
 
     parts = [part(layer, name) for layer in range(len(densities))
              for name in anatomy.MATRICES.values()]
-    return anatomy.Anatomy(method, method, parts, heads=1, metrics=metrics)
+    return anatomy.Anatomy(method, method, parts, 1, len(densities), metrics)
 
 
 def test_a_swap_by_hand():

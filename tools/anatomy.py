@@ -48,12 +48,9 @@ class Anatomy:
     method: str
     parts: list[Part]
     heads: int  # in a layer
+    layers: int
     metrics: dict  # its metrics.json
     note: str = ""  # why there are no starting weights
-
-    @property
-    def layers(self) -> int:
-        return 1 + max(part.layer for part in self.parts)
 
     def get(self, layer: int, name: str) -> Part:
         return next(p for p in self.parts if (p.layer, p.name) == (layer, name))
@@ -91,7 +88,8 @@ def assemble(run: Path, metrics: dict, settings: dict, pruning: dict[str, np.nda
         parts.append(Part(layer, kind, W, M, start.get(name), S, ever_pruned))
     label = f"{rows.method_name(method)}, {100 * metrics['density']:.3g} %"
     label += ", global" * (settings.get("scope") == "global")
-    return Anatomy(label, method, parts, config.num_attention_heads, metrics, note)
+    return Anatomy(label, method, parts, config.num_attention_heads, config.num_hidden_layers,
+                   metrics, note)
 
 
 def matrix_names(config: bert.Config) -> dict[str, tuple[int, str]]:

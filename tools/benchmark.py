@@ -14,6 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -332,25 +333,31 @@ def measure(bench: Bench, parts) -> dict:
     return {"rows": found, "skipped": skipped}
 
 
+def parse(p: cli.Parser, output: str) -> Namespace:
+    """A benchmark's command line, with the flag `output` for a file; sets the number of threads."""
+    p.add_argument("--quick", action="store_true", help="the smallest sizes, under two minutes")
+    p.add_argument("--threads", type=cli.count, metavar="N", help="default: torch's choice")
+    p.add_argument(output, dest="output", type=Path, metavar="FILE", help="write all figures here")
+    args = p.parse_args()
+    if args.output:
+        check_writable(args.output, file=True)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return args
+
+
 def main() -> None:
     p = cli.Parser(prog="python -m tools.benchmark", description=__doc__)
-    p.add_argument("--quick", action="store_true", help="one size, under two minutes")
     p.add_argument("--parts", metavar="NAMES", help=f"of {','.join(PARTS)} (default all)")
-    p.add_argument("--threads", type=cli.count, metavar="N", help="default: torch's choice")
     p.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="cpu",
                    metavar="NAME", help="cpu, cuda, mps, or auto, the fastest there is")
-    p.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
-    args = p.parse_args()
+    args = parse(p, "--json")
     parts = PARTS[1:4] if args.quick else PARTS
     if args.parts is not None:
         parts = args.parts.split(",")
     for part in parts:
         if part not in PARTS:
             p.error(f"--parts {part} is not known{cli.nearest(part, PARTS)}")
-    if args.json:
-        check_writable(args.json, file=True)
-    if args.threads:
-        torch.set_num_threads(args.threads)
     device = choose_device(args.device)
     sizes = (QUICK,) if args.quick else GPU_SIZES if device == "cuda" else SIZES
     bench = Bench(device, sizes, rounds=9 if args.quick else 15)
@@ -363,8 +370,8 @@ def main() -> None:
     for key, part in (("ratios", "methods"), ("theirs", "theirs")):
         result[key] = {row["name"]: row["ratio"] for row in result["rows"]
                        if row["part"] == part and row["size"] == shown}
-    if args.json:
-        write_json(args.json, result)
+    if args.output:
+        write_json(args.output, result)
 
 
 if __name__ == "__main__":

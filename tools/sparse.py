@@ -11,7 +11,6 @@ import functools
 import itertools
 import statistics
 import time
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -19,7 +18,7 @@ from torch import nn
 import bert
 import masking
 from support import cli, csr
-from support.files import check_writable, run_main
+from support.files import run_main
 from support.origin import origin
 from tools import benchmark, rows
 
@@ -77,14 +76,7 @@ def show(row: dict) -> str:
 
 def main() -> None:
     p = cli.Parser(prog="python -m tools.sparse", description=__doc__)
-    p.add_argument("--quick", action="store_true", help="MiniLM's size, densities 0.1 and 0.03")
-    p.add_argument("--threads", type=cli.count, metavar="N", help="default: torch's choice")
-    p.add_argument("--csv", type=Path, metavar="FILE", help="write the rows here")
-    args = p.parse_args()
-    if args.csv:
-        check_writable(args.csv, file=True)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    args = benchmark.parse(p, "--csv")
     models = ["MiniLM"] if args.quick else MODELS
     measured, here = [], origin("cpu")
     for name, batch, density in itertools.product(
@@ -93,8 +85,8 @@ def main() -> None:
         row = measure(name, MODELS[name], batch, 128, density, repeats)
         print(show(row), flush=True)
         measured.append(row | here)
-    if args.csv:
-        rows.write(args.csv, measured, measured[0])
+    if args.output:
+        rows.write(args.output, measured, measured[0])
 
 
 if __name__ == "__main__":
