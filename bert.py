@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from support.files import UserError, read_json, write_atomically, write_json
+from support.files import UserError, check_sums, read_json, write_atomically, write_json
 from support.noise import dropout
 
 ACTIVATIONS = {
@@ -280,6 +280,7 @@ OTHER_MODELS = {  # model_type → why its weights do not fit this network
 def load(folder: str | Path, head: str, num_labels: int = 2) -> tuple[nn.Module, list[str]]:
     """A model from a Hugging Face folder → model, names of the tensors that the folder lacks: only
     parts of the head, which start afresh. Raises UserError for anything else."""
+    check_sums(Path(folder))
     config, _ = read_config(folder)
     weights = read_weights(folder)
     H, layers = config.hidden_size, config.num_hidden_layers

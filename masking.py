@@ -363,8 +363,8 @@ class Pruner:
     # -- for a run that goes on after an interruption
 
     def state_dict(self) -> dict:
-        """All that later steps depend on (earlier ranks only save time)."""
-        tensors = [{"W": m.W.detach(), "S": m.S, "M": m.M, "ever_pruned": m.ever_pruned}
+        """All that later steps depend on (they make their own M; earlier ranks only save time)."""
+        tensors = [{"W": m.W.detach(), "S": m.S, "ever_pruned": m.ever_pruned}
                    for m in self.matrices if self.prunes]
         return {"matrices": tensors, "penalty": self.penalty,
                 "search": self.search.state_dict() if self.search else None}
@@ -373,7 +373,6 @@ class Pruner:
     def load_state_dict(self, state: dict) -> None:
         for m, saved in zip(self.matrices, state["matrices"]):
             m.W.copy_(saved["W"])
-            m.M = saved["M"].to(m.W.device)
             m.ever_pruned.copy_(saved["ever_pruned"])
             if m.S is not None:
                 m.S.copy_(saved["S"])

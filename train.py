@@ -25,8 +25,8 @@ import distill
 import evaluate
 import masking
 from sample import pretrain
-from support import checkpoints, cli, parallel, recipes, report, squad
-from support.files import UserError, run_main, write_json
+from support import checkpoints, cli, parallel, recipes, report, squad, state
+from support.files import UserError, run_main
 from support.penalty import PenaltySearch
 
 # --------------------------------------------------------------------------------- settings
@@ -305,7 +305,7 @@ def save(folder: Path, prepared: evaluate.Prepared, pruner: masking.Pruner) -> N
     bert.save(prepared.model, folder, prepared.task.output_names, prepared.tokenizer,
               prepared.model_folder)
     matrices = pruner.matrices if pruner.prunes else []
-    checkpoints.save_pruning({bert.to_hf_name(m.name): m for m in matrices},
+    state.save_pruning({bert.to_hf_name(m.name): m for m in matrices},
                              folder / "pruning.safetensors")
 
 
@@ -318,8 +318,7 @@ def finish(settings: Settings, prepared: evaluate.Prepared, pruner, run: checkpo
     summary = report.summary(settings, prepared, pruner, metrics, collapsed, run)
     if prepared.task.span:
         squad.write(run.folder, *predictions[""])
-    write_json(run.folder / "metrics.json", summary)
-    run.checkpoint.unlink(missing_ok=True)
+    run.finish(summary)
     return summary
 
 
@@ -328,7 +327,7 @@ def main() -> None:
     settings = resolve(args)
     device = parallel.start(settings.device)
     settings = replace(settings, device=device)
-    folder = checkpoints.choose_folder(settings, args.overwrite, args.resume)
+    folder = checkpoints.choose_folder(settings, args.overwrite, args.resume, args.dry_run)
     given = {name: value for name, value in asdict(settings).items()
              if getattr(args, name) is not None}  # the recipe's values follow from these
     if args.resume and checkpoints.report_if_finished(folder, given):
@@ -345,12 +344,12 @@ def main() -> None:
     pruner = make_pruner(prepared.model, settings, schedule)
     report.say(report.describe(settings, prepared, pruner, folder,
                                pretrain.remark(settings.model), why))
-    fixed = asdict(settings) | {"data_fingerprint": prepared.rows.fingerprint}
+    teacher = load_teacher(settings, prepared)
+    fixed = asdict(settings) | checkpoints.fingerprints(prepared, teacher and teacher[0])
     run = checkpoints.Run(folder, fixed, pruner, args.resume, args.overwrite)
     if not pretrain.is_small(settings.model) and pruner.method.ranked and pruner.method.learned:
         report.warn_of_collapse(settings, schedule)
         run.warn_if_nothing_is_learned = True
-    teacher = load_teacher(settings, prepared)
     if args.dry_run:
         return report.say(report.estimate(settings, prepared.features, prepared.model, pruner))
     teacher = teacher and teacher_outputs(*teacher, settings, prepared.features)
@@ -359,7 +358,7 @@ def main() -> None:
         scheduler = make_scheduler(optimizer, settings)
         begin = run.restore(
             [prepared.model, pruner, optimizer, scheduler],
-            checkpoints.fingerprint({bert.to_hf_name(m.name): m.W for m in pruner.matrices}))
+            state.fingerprint({bert.to_hf_name(m.name): m.W for m in pruner.matrices}))
         for step in train(prepared.model, pruner, optimizer, scheduler, prepared.features,
                           settings, begin, teacher):
             run.step(*step)

@@ -3,36 +3,41 @@
     config.json model.safetensors tokenizer.json …   the pruned model, W ⊙ M, as Hugging Face has it
     pruning.safetensors    for each matrix: mask bits, scores S, and W where it is pruned
     run.json metrics.json log.jsonl                  every setting; the result; a line per 10 steps
-    checkpoint.pt          all that is needed to go on, while a run is unfinished
+    SHA256SUMS             of the above, written when the run is finished
+    checkpoint.safetensors                           all that is needed to go on, until then
+
+Where --overwrite is to replace a finished run, all this is in a hidden folder until it is whole.
 """
 
-import hashlib
-import io
 import json
 import math
 import platform
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import tokenizers
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from support import files, origin, parallel, report
+from support import files, origin, parallel, report, state
 from support.files import RunError, UserError, read_json, reading, write_atomically
 from support.report import say
 
+RUN, RESULT, CHECKPOINT = "run.json", "metrics.json", "checkpoint.safetensors"
 FILES = (  # metrics.json is removed first, so that a half-removed run does not look finished
-    "metrics.json", "config.json", "model.safetensors", "pruning.safetensors", "run.json",
-    "log.jsonl", "checkpoint.pt", "predictions.json", "nbest_predictions.json", "evaluation.json",
+    RESULT, files.SUMS, "config.json", "model.safetensors", "pruning.safetensors", "log.jsonl",
+    CHECKPOINT, "checkpoint.pt", "predictions.json", "nbest_predictions.json", "evaluation.json",
     "tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
+NEW, WHOLE = ".new", ".whole"  # folders of what replaces a finished run: under way, and ready
 LOG_EVERY = 10  # steps
-INCIDENTAL = ("output", "save_every")  # settings that have no effect on the result
+INCIDENTAL = ("output", "save_every", "date", "python")  # they have no effect on the result
+# these change its last digits at most, and nobody can always have the same
+SURROUNDINGS = ("machine", "threads", "torch", "numpy", "tokenizers", "git")
 DAMAGED = "damaged; --overwrite starts anew"
 
 
@@ -62,27 +67,47 @@ def default_folder(settings, free: bool) -> Path:
     return folder if free else last
 
 
-def choose_folder(settings, overwrite: bool, resume: bool) -> Path:
-    """The output folder, the same for every process. UserError for one that holds files already,
-    unless `overwrite` or `resume` says what to do with them."""
+def choose_folder(settings, overwrite: bool, resume: bool, dry_run: bool) -> Path:
+    """The output folder, the same for every process, locked until the program ends.
+
+    UserError for one that holds files already, unless `overwrite` or `resume` says what to do with
+    them, and for one that another program is at work in, or that the run reads from.
+    """
     if not parallel.is_main():
         return parallel.from_main(None)
     if overwrite and resume:
         raise UserError("--overwrite starts anew, --resume goes on; give one of them")
     folder = Path(settings.output or default_folder(settings, free=not (overwrite or resume)))
     files.check_writable(folder)
+    if not dry_run:
+        files.hold(folder / ".lock", f"{folder}: another run is at work there")
+        finish_replacing(folder)
     if is_taken(folder):
         if not (overwrite or resume):
             raise UserError(f"{folder}: holds files already; choose another --output, "
                             "or --resume, or --overwrite")
-        if not (folder / "run.json").exists():
+        if not (folder / RUN).exists():
             raise UserError(f"{folder}: does not hold a run, so it is left alone; choose another "
                             "--output")
+    check_apart(folder, settings)
     return parallel.from_main(folder)
 
 
+def check_apart(folder: Path, settings) -> None:
+    """UserError if the run would write where it reads."""
+    ours = folder.resolve()
+    for name in ("model", "teacher", "data"):
+        value = getattr(settings, name)
+        if value and Path(value).is_dir():
+            theirs = Path(value).resolve()
+            if ours.is_relative_to(theirs) or theirs.is_relative_to(ours):
+                raise UserError(f"--output {folder}: is in, or is, or holds --{name} {value}; "
+                                "choose another --output")
+
+
 def clear(folder: Path) -> None:
-    """Remove what an earlier run left, and what evaluate.py and export.py made of it."""
+    """Remove what an earlier run left, and what evaluate.py and export.py made of it; run.json
+    stays, and tells that the folder is a run's."""
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
     for path in folder.glob("predictions-*"):
@@ -90,29 +115,51 @@ def clear(folder: Path) -> None:
     shutil.rmtree(folder / "export", ignore_errors=True)
 
 
+def finish_replacing(folder: Path) -> None:
+    """The last steps of a finished run, also of one that was killed amid them: what it replaces is
+    removed, and so is its checkpoint."""
+    new, whole = folder / NEW, folder / WHOLE
+    if (new / RESULT).exists():
+        clear(folder)
+        new.rename(whole)
+    if whole.exists():
+        for path in sorted(whole.iterdir(), key=lambda path: path.name == RESULT):
+            path.replace(folder / path.name)
+        whole.rmdir()
+    if (folder / RESULT).exists():
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+
+
 def check_same(path: Path, before: dict, now: dict) -> None:
-    """UserError that names the settings in which two runs differ, if they do."""
+    """UserError that names what decides the result and differs between two runs, if anything does;
+    for their surroundings, a warning."""
     now = json.loads(json.dumps(now))  # tuples become lists, as in `before`
-    changes = [f"{name} was {before.get(name)}, is now {now.get(name)}"
-               for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    changes = {name: f"{name} was {before.get(name)}, is now {now.get(name)}"
+               for name in sorted(before.keys() | now.keys())
+               if name not in INCIDENTAL and before.get(name) != now.get(name)}
+    minor = [changes.pop(name) for name in SURROUNDINGS if name in changes]
     if changes:
-        raise UserError(f"{path}: belongs to a run with other settings ({'; '.join(changes[:4])}); "
-                        "give the same ones, or --overwrite")
+        raise UserError(f"{path}: belongs to a run with other settings "
+                        f"({'; '.join([*changes.values()][:4])}); give the same ones, or "
+                        "--overwrite")
+    if minor:
+        say(files.printable(f"WARNING: {path}: {'; '.join(minor)}; the last digits may differ"))
 
 
 def report_if_finished(folder: Path, settings: dict) -> bool:
     """Print the result of a run that is over; False if there is still something to do."""
-    path = folder / "metrics.json"
-    if not path.exists():
+    path = folder / RESULT
+    if not path.exists() or (folder / NEW / RUN).exists():
         return False
     with reading(path, DAMAGED):
         result = report.result(read_json(path), folder)
-    recorded = read_json(folder / "run.json")
+    files.check_sums(folder)
+    recorded = read_json(folder / RUN)
     left_open = {"steps": None, "precision": "auto"}  # the run itself chose their values
     asked = {name: value for name, value in settings.items()
              if name in recorded and (name, value) not in left_open.items()
-             and name not in (*INCIDENTAL, "device", "compile")}
-    check_same(folder / "run.json", {name: recorded[name] for name in asked}, asked)
+             and name not in ("device", "compile")}
+    check_same(folder / RUN, {name: recorded[name] for name in asked}, asked)
     say(f"{folder}: finished already\n{result}")
     return True
 
@@ -123,31 +170,15 @@ def versions() -> dict:
             "tokenizers": tokenizers.__version__, "threads": torch.get_num_threads()}
 
 
-def fingerprint(matrices: dict[str, torch.Tensor]) -> str:
-    """SHA-256 of named matrices, in any order: are these the weights that a run started from?"""
-    digest = hashlib.sha256()
-    for name in sorted(matrices):
-        digest.update(name.encode())
-        digest.update(matrices[name].detach().float().cpu().contiguous().numpy())
-    return digest.hexdigest()
-
-
-def pack_bits(mask: torch.Tensor) -> torch.Tensor:
-    """A 0/1 mask as bits: (n, m) → (⌈n·m / 8⌉) uint8."""
-    return torch.from_numpy(np.packbits((mask != 0).cpu().numpy().ravel()))
-
-
-def save_pruning(matrices: dict, path: Path) -> None:
-    """What the saved model does not show of its matrices (name → masking.Matrix): masks, scores,
-    and W where it is pruned."""
-    tensors = {}
-    for name, m in matrices.items():
-        tensors[f"{name}.mask"] = pack_bits(m.M)
-        tensors[f"{name}.ever_pruned"] = pack_bits(m.ever_pruned)
-        tensors[f"{name}.pruned"] = m.W.detach()[m.M == 0].cpu()
-        if m.S is not None:
-            tensors[f"{name}.scores"] = m.S.detach().cpu().contiguous()
-    write_atomically(path, safetensors.torch.save(tensors))
+def fingerprints(prepared, teacher: torch.nn.Module | None) -> dict[str, str]:
+    """Of all from outside that decides a run's result (`prepared`: evaluate.Prepared)."""
+    found = {"data_fingerprint": prepared.rows.fingerprint,
+             "weights_fingerprint": state.fingerprint(prepared.model.state_dict()),
+             "tokenizer_fingerprint": state.text_digest(prepared.tokenizer.to_str()),
+             "teacher_fingerprint": teacher and state.fingerprint(teacher.state_dict())}
+    for split, (rows, _) in prepared.evaluated.items():
+        found[f"dev{split}_fingerprint"] = rows.fingerprint
+    return found
 
 
 # --------------------------------------------------------------------------- a run under way
@@ -156,52 +187,57 @@ def save_pruning(matrices: dict, path: Path) -> None:
 class Run:
     """Progress bar, log and checkpoints of a run, which only the main process shows and writes.
 
-    A checkpoint holds weights, scores, masks, optimiser, schedule and the search for λ; the order
-    of the data and all noise follow from seed and step.
+    A checkpoint holds weights, scores, masks, optimiser and the search for λ; rates, the order of
+    the data and all noise follow from seed and step.
 
     Args:
-        settings: those of the run, by name; a checkpoint made with others is refused.
+        folder: the output folder.
+        settings: those of the run, and all else that decides its result, by name; a checkpoint
+            made with others is refused.
         pruner: tells the density for bar and log.
     """
 
     def __init__(self, folder: Path, settings: dict, pruner, resume: bool, overwrite: bool):
-        self.folder, self.pruner, self.resume, self.overwrite = folder, pruner, resume, overwrite
+        new = folder / NEW
+        beside = (folder / RESULT).exists() or new.exists() if overwrite else (new / RUN).exists()
+        self.output, self.folder = folder, new if beside else folder
+        self.pruner, self.resume = pruner, resume
         self.save_every, self.T = settings["save_every"], settings["steps"]
-        self.settings = {k: v for k, v in settings.items() if k not in INCIDENTAL}
-        self.settings["device"] = settings["device"].split(":")[0]
+        self.settings = settings | {"device": settings["device"].split(":")[0],
+                                    "processes": parallel.world()}
         self.t, self.smooth_loss, self.start = 0, None, None
         self.unread = []  # loss and norm of the gradient of the last steps, still on the device
-        self.bar, self.lines, self.stopping = None, [], False
+        self.bar, self.lines, self.found, self.stopping = None, [], None, 0
         self.warn_if_nothing_is_learned = False  # by the step at which pruning begins
-        self.checkpoint = folder / "checkpoint.pt"
-        self.state = self.read_checkpoint() if resume and self.checkpoint.exists() else None
+        self.checkpoint = self.folder / CHECKPOINT
 
     def __enter__(self):
         self.began = time.perf_counter()
+        self.record = self.settings | versions() | origin.origin(self.settings["device"])
+        parallel.check_alike({name: value for name, value in self.record.items()
+                              if name not in ("date", "machine", "git")})
+        if self.resume:
+            self.look_back()
         if parallel.is_main():
-            self.lock = files.hold(self.folder / ".lock",
-                                   f"{self.folder}: another run is at work there")
-            if is_taken(self.folder) and not (self.resume or self.overwrite):
-                files.let_go(self.lock)
-                raise UserError(f"{self.folder}: another run was there first; choose another "
-                                "--output")
+            files.write_json(self.folder / RUN, self.record | {"output": str(self.output)})
             files.remove_parts(self.folder)
             if not self.resume:
                 clear(self.folder)
-            files.write_json(self.folder / "run.json", {
-                **self.settings, **versions(), **origin.origin(self.settings["device"]),
-                "output": str(self.folder), "processes": parallel.world()})
-        self.handler = signal.signal(signal.SIGINT, self.interrupt)
+            if self.folder != self.output:
+                say(f"the earlier result in {self.output} stays until this run is finished")
+        self.handlers = {number: signal.signal(number, self.interrupt)
+                         for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, kind, *_):
+        if kind is BrokenPipeError and 0 < self.t < self.T:  # of what prints: the steps are sound
+            self.save()
         self.end()
-        if parallel.is_main():
-            files.let_go(self.lock)
 
     def end(self) -> None:
-        """No more steps: the clock stops, and Python handles Ctrl-C again."""
-        signal.signal(signal.SIGINT, self.handler)
+        """No more steps: the clock stops, and Python handles signals again."""
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
         self.seconds = self.elapsed()
         if self.bar is not None:
             self.bar.close()
@@ -211,22 +247,36 @@ class Run:
         """Seconds of training, including those before an interruption."""
         return time.perf_counter() - self.began
 
-    def interrupt(self, *_) -> None:
-        """The first Ctrl-C ends the run after the current step; a second one ends it at once."""
-        signal.signal(signal.SIGINT, self.handler)
-        self.stopping = True
+    def interrupt(self, number: int, _) -> None:
+        """The first Ctrl-C or SIGTERM ends the run after the current step, a second at once."""
+        signal.signal(number, self.handlers[number])
+        self.stopping = number
+
+    def look_back(self) -> None:
+        """Read the checkpoint, before anything changes; UserError if it is damaged, or if the run
+        in this folder had other settings."""
+        old, path = self.folder / "checkpoint.pt", self.folder / RUN
+        if old.exists():
+            raise UserError(f"{old}: of an earlier version of this program; --overwrite starts "
+                            "anew")
+        if self.checkpoint.exists():
+            path, self.found = self.checkpoint, state.read_checkpoint(self.checkpoint, DAMAGED)
+            with reading(path, DAMAGED):
+                check_same(path, files.parse_json(self.found["record"]), self.record)
+        elif path.exists():
+            check_same(path, read_json(path), self.record)
 
     def restore(self, parts: list, start: str) -> int:
         """Restore the checkpoint, if there is one → the step to begin with.
 
-        parts: objects with state_dict() and load_state_dict(); start: fingerprint of the matrices.
+        parts: model, pruner, optimiser, scheduler; start: fingerprint of the matrices.
         """
         self.parts, self.start = parts, start
-        if self.state:
-            self.load_state()
+        if self.found:
+            self.load()
             say(f"going on from step {self.t} of {self.T}")
         elif self.resume:
-            say(f"{self.folder}: no checkpoint yet, so the run starts from step 0")
+            say(f"{self.output}: no checkpoint yet, so the run starts from step 0")
         if parallel.is_main():
             log = self.folder / "log.jsonl"
             write_atomically(log, "".join(self.lines))
@@ -235,65 +285,65 @@ class Run:
                             disable=None)
         return self.t
 
-    def read_checkpoint(self) -> dict:
-        """Before anything in the folder changes; UserError if it was made with other settings.
+    def state(self) -> dict:
+        model, pruner, optimizer, _ = self.parts
+        return {"t": self.t, "smooth_loss": self.smooth_loss, "seconds": self.elapsed(),
+                "model": model.state_dict(), "pruner": pruner.state_dict(),
+                "moments": state.moments(optimizer), "log": "".join(self.lines),
+                "record": json.dumps(self.record)}
 
-        Reads the log too, up to where the checkpoint was made.
-        """
+    def load(self) -> None:
+        model, pruner, optimizer, scheduler = self.parts
         with reading(self.checkpoint, DAMAGED):
-            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            check_same(self.checkpoint, json.loads(state["settings"]), self.settings)
-            t = int(state["t"])
-        log = self.folder / "log.jsonl"
-        with reading(log, DAMAGED):
-            lines = log.read_text().splitlines(keepends=True) if log.exists() else []
-            self.lines = [line for line in lines
-                          if line.endswith("}\n") and json.loads(line)["step"] < t]
-        return state
-
-    def load_state(self) -> None:
-        with reading(self.checkpoint, DAMAGED):
-            state, self.state = self.state, None
-            for part, saved in zip(self.parts, state["parts"], strict=True):
-                part.load_state_dict(saved)
-            self.t, self.began = int(state["t"]), self.began - float(state["seconds"])
-            self.smooth_loss, self.start = float(state["smooth_loss"]), str(state["start"])
-            if not 0 < self.t <= self.T:
-                raise ValueError(f"step {self.t} of {self.T}")
+            found, self.found = self.found, None
+            saved = state.filled(self.state(), found)
+            if found or not 0 < saved["t"] <= self.T:
+                raise ValueError(f"step {saved['t']} of {self.T}, {', '.join([*found][:3])}")
+            self.t, self.smooth_loss = saved["t"], saved["smooth_loss"]
+            self.began -= saved["seconds"]
+            self.lines = saved["log"].splitlines(keepends=True)
+            model.load_state_dict(saved["model"])
+            pruner.load_state_dict(saved["pruner"])
+            optimizer.load_state_dict(optimizer.state_dict() | {
+                "state": {int(i): values for i, values in saved["moments"].items()}})
+            scheduler.load_state_dict(scheduler.state_dict() | {"last_epoch": self.t - 1})
+            scheduler.step()  # to the rates of step t
 
     def save(self) -> None:
         """Write a checkpoint of the state after step t, complete or not at all."""
-        if not parallel.is_main():
-            return
-        buffer = io.BytesIO()
-        torch.save({
-            "settings": json.dumps(self.settings), "t": self.t, "smooth_loss": self.smooth_loss,
-            "start": self.start, "seconds": self.elapsed(),
-            "parts": [part.state_dict() for part in self.parts],
-        }, buffer)
-        write_atomically(self.checkpoint, buffer.getbuffer())
+        if parallel.is_main():
+            write_atomically(self.checkpoint, state.to_checkpoint(self.state()))
+
+    def finish(self, summary: dict) -> None:
+        """Write metrics.json, with which the run counts as finished and replaces an earlier one."""
+        text = files.to_json(summary)
+        files.write_sums(self.folder, CHECKPOINT, **{RESULT: text})
+        write_atomically(self.folder / RESULT, text)
+        finish_replacing(self.output)
 
     def step(self, t: int, loss: Tensor, norm: Tensor, rates: list[float]) -> None:
-        """To be called after every optimiser step: bar, log, checkpoint, Ctrl-C."""
+        """To be called after every optimiser step: bar, log, checkpoint, signals."""
         self.t = t + 1
         self.unread.append(torch.stack([loss, norm]))
+        stopping = parallel.largest(self.stopping, t)
         log_due = t % LOG_EVERY == 0 or self.t == self.T
         save_due = self.t % self.save_every == 0 and self.t < self.T
-        if log_due or save_due or self.stopping:
+        if log_due or save_due or stopping:
             self.read()
         if self.bar is not None:
             self.bar.update()
             if log_due:
                 self.show(t, rates)
-        if save_due or self.stopping:
+        if save_due or stopping:
             self.save()
-        if self.stopping:
+        if stopping:
             say(f"\nstopped after step {self.t}; go on with the same command and --resume "
-                f"--output {self.folder}")
-            raise KeyboardInterrupt
+                f"--output {self.output}")
+            sys.exit(128 + stopping)
 
     def read(self) -> None:
-        """Look at the losses since the last time; RunError where one is not a number.
+        """Look at the losses since the last time, and at the scores; RunError where one is not a
+        number.
 
         Only now and then, since a GPU has to finish its work first; but always before a checkpoint.
         """
@@ -301,10 +351,12 @@ class Run:
         for t, (loss, norm) in enumerate(values, self.t - len(values)):
             if not math.isfinite(loss + norm):
                 raise RunError(f"the loss is {loss} at step {t}, the norm of its gradient {norm}; "
-                               "lower --lr or --score-lr")
+                               "lower --lr, --score-lr or --penalty")
             self.loss = loss
             self.smooth_loss = (loss if self.smooth_loss is None
                                 else 0.98 * self.smooth_loss + 0.02 * loss)
+        if not math.isfinite(sum(S.detach().sum() for S in self.pruner.scores())):
+            raise RunError(f"scores have become infinite or NaN by step {t}; lower --score-lr")
 
     def show(self, t: int, rates: list[float]) -> None:
         density = self.pruner.density()

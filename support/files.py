@@ -1,24 +1,51 @@
-"""Errors as one line for the user, files that appear whole or not at all, locks, and the cache."""
+"""Errors as one line, files that appear whole or not at all, checksums, locks, and the cache."""
 
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
+import stat
 import sys
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import safetensors
 from filelock import FileLock, Timeout
 
+LONGEST = 380  # characters of a message
 
-class UserError(Exception):
+
+def shorten(text: str) -> str:
+    """Without its middle, if it is long: a message begins with the place and ends with advice."""
+    half = LONGEST // 2
+    return text if len(text) <= LONGEST else f"{text[:half]} … {text[3 - half:]}"
+
+
+def printable(text: str) -> str:
+    """Text from anywhere as a line for a terminal: no passwords, no control characters, not long.
+    """
+    text = shorten(re.sub(r"(?<=://)[^/@\s]*@", "", text))
+    return shorten("".join(c if c.isprintable() else " " if c == "\n" else ascii(c)[1:-1]
+                           for c in text))
+
+
+class Refusal(Exception):
+    """A message that is fit for a terminal, whatever it quotes."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
+
+
+class UserError(Refusal):
     """Wrong input: the message says what is wrong and how to fix it; exit status 2."""
 
 
-class RunError(Exception):
+class RunError(Refusal):
     """A failure while running: exit status 1."""
 
 
@@ -27,27 +54,33 @@ ADVICE = {
     errno.EACCES: "choose another place, or change its permissions",
 }
 
-NO_MEMORY = "out of memory; try a smaller --batch-size, a shorter --max-length or --grad-accum"
+NO_MEMORY = "try a smaller --batch-size, a shorter --max-length or --grad-accum"
 TORCH_ERRORS = {  # pattern in torch's message → what to say instead
-    "(out of|not enough|allocate) memory": NO_MEMORY,
+    "(?i)(cuda|hip|mps).*out of memory": f"the GPU is out of memory; {NO_MEMORY}",
+    "(out of|not enough|allocate) memory": f"the machine is out of memory; {NO_MEMORY}",
     "onnection (closed|reset) by peer|NCCL": "lost another process of this run; try --resume",
+    "(?i)compiler": "--compile needs a C++ compiler, and here is none that works; leave it out",
 }
+locks = ExitStack()  # those of this command, which let_go() releases at its end
 
 
 def run_main(main) -> None:
     """Run a command; an expected error becomes one clear line on stderr, not a traceback."""
-    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show λ shows ?
-        stream.reconfigure(errors="replace")
+    for name in ("stdout", "stderr"):  # None: it was closed before the program began
+        setattr(sys, name, getattr(sys, name) or open(os.devnull, "w"))
+        getattr(sys, name).reconfigure(errors="replace")  # a terminal that cannot show λ shows ?
     try:
-        main()
+        with locks, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a library's, above our own line
+            main()
         sys.stdout.flush()
-    except (UserError, RunError) as error:
+    except Refusal as error:
         fail(str(error), 2 if isinstance(error, UserError) else 1)
     except BrokenPipeError:  # for example python export.py RUN | head -3
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes as it exits
         fail("nothing reads the output any more", 1)
-    except MemoryError:
-        fail(NO_MEMORY, 1)
+    except MemoryError as error:
+        fail(f"the machine is out of memory ({error}); {NO_MEMORY}", 1)
     except RuntimeError as error:  # torch has no exception classes for these
         for pattern, message in TORCH_ERRORS.items():
             if re.search(pattern, str(error)):
@@ -62,7 +95,7 @@ def run_main(main) -> None:
 
 
 def fail(message: str, status: int):
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     sys.exit(status)
 
 
@@ -121,32 +154,82 @@ def whole_folder(folder: Path):
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    yield part
-    part.rename(folder)
+    try:
+        yield part
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def to_json(value) -> str:
+    """RunError for a number that is none: it is never a result."""
+    try:
+        return json.dumps(value, indent=2, allow_nan=False) + "\n"
+    except ValueError:
+        raise RunError(f"there is a result that is not a number: {value}") from None
 
 
 def write_json(path: str | Path, value) -> None:
-    write_atomically(path, json.dumps(value, indent=2) + "\n")
+    write_atomically(path, to_json(value))
 
 
-def read_lines(path: Path) -> Iterator[str]:
-    """Lines of a UTF-8 file without line ends or byte-order mark; UserError if it is not one."""
+# ------------------------------------------------- reading what comes from outside: one door
+
+
+@contextmanager
+def reading(path: str | Path, problem: str = "not readable"):
+    """Whatever goes wrong while `path` is read becomes a UserError: PATH: PROBLEM (WHY).
+
+    A device or a pipe in place of a file, which might never end, is not opened.
+    """
     try:
-        # in binary: text mode would also end lines at a lone carriage return within a text
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                yield text.removesuffix("\n").removesuffix("\r")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise UserError(f"{path}: neither a file nor a folder; name a file")
+        if stat.S_ISREG(mode):
+            open(path, "rb").close()  # libraries call a file missing that they may not read
+        yield
+    except (Refusal, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
     except UnicodeDecodeError:
-        raise UserError(f"{path}:{number}: not UTF-8 text") from None
+        raise UserError(f"{path}: not UTF-8 text") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    except MemoryError:
+        raise UserError(f"{path}: too large for this machine's memory") from None
+    except BaseException as error:  # the libraries raise many kinds; Rust's are no Exception
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: {problem} ({why})") from None
+
+
+def read_lines(path: str | Path) -> Iterator[str]:
+    """Lines of a UTF-8 file without line ends or byte-order mark; UserError if it is not one."""
+    # in binary: text mode would also end lines at a lone carriage return within a text
+    with reading(path), open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                raise UserError(f"{path}:{number}: not UTF-8 text") from None
+            yield text.removesuffix("\n").removesuffix("\r")
+
+
+def finite(text: str) -> float:
+    """A JSON number, or NaN or Infinity, which Python would take."""
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:20]} is not a number")
+    return value
+
+
+def parse_json(text: str):
+    """RecursionError or ValueError for what is no JSON, and for numbers that are not finite."""
+    return json.loads(text, parse_float=finite, parse_constant=finite)
 
 
 def read_json(path: str | Path) -> dict:
     """A JSON object; a missing, broken or wrong file is a UserError that names it."""
     try:
-        value = json.loads("\n".join(read_lines(path)))
+        value = parse_json("\n".join(read_lines(path)))
     except (RecursionError, ValueError) as error:  # deep nesting; also numbers of 5,000 digits
         line = getattr(error, "lineno", 1)
         raise UserError(f"{path}:{line}: broken JSON ({error})") from None
@@ -155,57 +238,86 @@ def read_json(path: str | Path) -> dict:
     return value
 
 
-@contextmanager
-def reading(path: Path, problem: str):
-    """Any error of a library while it reads `path` becomes a UserError: PATH: PROBLEM (WHY)."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # torch, tokenizers and others raise many kinds
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}: {problem} ({why})") from error
+def read_tensors(path: str | Path, problem: str = "not weights") -> tuple[dict, dict[str, str]]:
+    """The tensors of a safetensors file by name, and what its header says besides."""
+    with reading(path, problem), safetensors.safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.offset_keys()}, file.metadata() or {}
+
+
+# ------------------------------------------------------------------------------- checksums
+
+SUMS = "SHA256SUMS"  # of a folder, as `sha256sum --check` reads it
+
+
+def sha256(path: Path) -> str:
+    with reading(path), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_sums(folder: Path, but: str = "", **more: str) -> None:
+    """Write the digests of all files in a folder but one, and of texts that are soon files."""
+    paths = [path for path in folder.rglob("[!.]*") if path.is_file() and path.name not in (SUMS, but)]
+    sums = {path.relative_to(folder).as_posix(): sha256(path) for path in paths}
+    sums |= {name: hashlib.sha256(text.encode()).hexdigest() for name, text in more.items()}
+    write_atomically(folder / SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
+
+
+def check_sums(folder: Path) -> None:
+    """UserError for a file that has changed since the folder's digests were written, if they were.
+    """
+    for line in read_lines(folder / SUMS) if (folder / SUMS).exists() else ():
+        digest, _, name = line.partition("  ")
+        if not name or digest != sha256(folder / name):
+            raise UserError(f"{folder / name}: has changed since it was written ({folder / SUMS}); "
+                            "make the folder anew")
 
 
 # ------------------------------------------------------------------------ locks and the cache
 #
-# The operating system frees a lock when its process dies, so a killed process blocks no other.
+# The operating system frees a lock when its process dies, so a killed process blocks no other. A
+# lock's file is removed by whoever holds it; filelock sees to it that nobody takes a removed one.
 
 
-@contextmanager
-def locked(path: Path):
-    """Wait for the lock on `path`, then hold it. PATH.lock and its folder are made, and stay."""
-    check_writable(path.parent)
-    with FileLock(f"{path}.lock"):
-        yield
-
-
-def hold(path: Path, taken: str) -> FileLock:
-    """Lock the file `path`, made if need be with its folder, until let_go(lock).
-
-    UserError(taken) if another process holds it.
-    """
+def hold(path: Path, taken: str | None = None) -> FileLock:
+    """Lock the file `path`, made if need be with its folder, until let_go(lock) or the command's
+    end. Where another process holds it: UserError(taken), or a wait if that is None."""
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=-1 if taken is None else 0)
     except Timeout:
         raise UserError(taken) from None
+    locks.callback(let_go, lock)
     return lock
 
 
 def let_go(lock: FileLock) -> None:
-    """Release a lock from hold() and remove its file.
+    """Release a lock from hold() and remove its file, and its folder if nothing was put there."""
+    if lock.is_locked:
+        path = Path(lock.lock_file)
+        with suppress(OSError):  # Windows: release() removes the file
+            path.unlink(missing_ok=True)
+            path.parent.rmdir()
+        lock.release()
 
-    The file goes first: once released, it may already be another process's lock.
-    """
-    with suppress(PermissionError):  # Windows: release() removes the file
-        Path(lock.lock_file).unlink(missing_ok=True)
-    lock.release()
+
+@contextmanager
+def locked(path: Path):
+    """Wait for the lock on `path`, then hold it; its file is PATH.lock."""
+    check_writable(path.parent)
+    lock = hold(Path(f"{path}.lock"))
+    try:
+        yield
+    finally:
+        let_go(lock)
 
 
 def cache_folder() -> Path:
     """$MOVEMENT_CACHE, default ~/.cache/movement-pruning."""
-    return Path(os.environ.get("MOVEMENT_CACHE") or "~/.cache/movement-pruning").expanduser()
+    try:
+        folder = os.environ.get("MOVEMENT_CACHE") or "~/.cache/movement-pruning"
+        return Path(folder).expanduser()
+    except RuntimeError:  # neither $HOME nor an entry for the user
+        raise UserError("there is no home folder; set MOVEMENT_CACHE to a folder") from None
 
 
 def cache_path(name: str, key: str) -> Path:
@@ -221,8 +333,11 @@ def cached(name: str, key: str, make) -> Path:
     waits for the first.
     """
     folder = cache_path(name, key)
-    with locked(folder):
-        if not folder.exists():
-            with whole_folder(folder) as part:
-                make(part)
+    if not folder.exists():  # a cache that is only read needs no lock, nor a place to write
+        with locked(folder):
+            if not folder.exists():
+                with whole_folder(folder) as part:
+                    make(part)
+                    write_sums(part)
+    check_sums(folder)
     return folder

@@ -125,6 +125,29 @@ def mean(value: torch.Tensor) -> torch.Tensor:
     return value / world()
 
 
+def largest(value: int, t: int) -> int:
+    """The largest of all processes' numbers, which they look at every 10 steps."""
+    if world() == 1:
+        return value
+    if t % 10:
+        return 0
+    box = torch.tensor(value, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(box, dist.ReduceOp.MAX)
+    return int(box)
+
+
+def check_alike(settings: dict) -> None:
+    """UserError where processes differ in what decides the result."""
+    if world() > 1:
+        all_settings = [None] * world()
+        dist.all_gather_object(all_settings, settings)
+        for number, its in enumerate(all_settings):
+            for name in settings:
+                if its.get(name) != all_settings[0].get(name):
+                    raise UserError(f"process {number} has {name} {its.get(name)}, and process 0 "
+                                    f"{all_settings[0].get(name)}; start them alike")
+
+
 def check_equal(pruner, t: int) -> None:
     """Every 100 steps, cheaply: RunError unless W ⊙ M is the same on every process."""
     if world() == 1 or t % CHECK_EVERY:

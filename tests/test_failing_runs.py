@@ -31,7 +31,7 @@ def mounts():
         pytest.skip(f"cannot mount a file system: {error}")
 
 
-@pytest.mark.parametrize("room, file", [(2, "run.json"), (60, "checkpoint.pt"),
+@pytest.mark.parametrize("room, file", [(2, "run.json"), (60, "checkpoint.safetensors"),
                                         (24, "model.safetensors")])
 def test_a_full_disk(room, file, mounts, place):
     # the disk holds earlier/, and `room` kB more; 24 are enough for all that comes before the model
@@ -130,7 +130,7 @@ CHECKPOINTS = {
 def test_broken_checkpoints(case, place, change_loss):
     change_loss(11, lambda loss: loss * torch.nan)
     place.train(output="new")
-    path, content = place.folder / "new" / "checkpoint.pt", CHECKPOINTS[case]
+    path, content = place.folder / "new" / "checkpoint.safetensors", CHECKPOINTS[case]
     if case == "cut":
         path.write_bytes(path.read_bytes()[:-500])
     elif isinstance(content, bytes):
@@ -157,12 +157,12 @@ def test_two_runs_in_one_folder(place):
     words = argv("train.py", *TRAIN, "--steps", "100000", "--output", "new")
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
         try:
-            wait_until((place.folder / "new" / "checkpoint.pt").exists, first)
+            wait_until((place.folder / "new" / "checkpoint.safetensors").exists, first)
             check_refused(place.train(output="new"), "new: holds files already")
             for flag in ("--overwrite", "--resume"):
                 check_refused(place.train(flag, "--steps", "100000", output="new"),
                               "new: another run is at work there")
-            assert first.poll() is None and (place.folder / "new" / "checkpoint.pt").exists()
+            assert first.poll() is None and (place.folder / "new" / "checkpoint.safetensors").exists()
         finally:
             first.kill()
 

@@ -16,7 +16,7 @@ import bert
 import evaluate
 import masking
 from sample import pretrain
-from support import checkpoints
+from support import state
 from support.files import UserError, read_json
 from tools import rows
 
@@ -119,7 +119,7 @@ def starting_weights(model: str, fingerprint: str | None) -> tuple[dict[str, np.
         matrices = {name: weights[name] for name in matrix_names(bert.read_config(folder)[0])}
     except (UserError, KeyError) as error:
         return {}, f"without the starting weights ({error})"
-    if fingerprint and fingerprint != checkpoints.fingerprint(matrices):
+    if fingerprint and fingerprint != state.fingerprint(matrices):
         return {}, f"without the starting weights: {model} has changed since the run began"
     return {name: tensor.numpy() for name, tensor in matrices.items()}, ""
 
