@@ -8,7 +8,6 @@ I intermediate, V vocabulary, C classes.
 """
 
 import math
-import pickle
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -17,7 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from support.files import UserError, check_sums, read_json, write_atomically, write_json
+from support.files import (
+    UserError,
+    check_sums,
+    read_json,
+    read_tensors,
+    reading,
+    write_atomically,
+    write_json,
+)
 from support.noise import dropout
 
 ACTIVATIONS = {
@@ -284,7 +291,8 @@ def load(folder: str | Path, head: str, num_labels: int = 2) -> tuple[nn.Module,
     config, _ = read_config(folder)
     weights = read_weights(folder)
     H, layers = config.hidden_size, config.num_hidden_layers
-    needed = H * (config.vocab_size + layers * (4 * H + 2 * config.intermediate_size))
+    embedded = config.vocab_size + config.max_position_embeddings + config.type_vocab_size
+    needed = H * (embedded + layers * (4 * H + 2 * config.intermediate_size))
     stored = sum(tensor.numel() for tensor in weights.values())
     if needed > max(10**9, 2 * stored):  # refuse before allocating memory
         raise UserError(f"{folder}: config.json needs {needed:,} weights, the file has {stored:,}")
@@ -317,7 +325,7 @@ def check_config(raw: dict, config: Config, path: Path) -> None:
         raise UserError(f"{path}: hidden_act {config.hidden_act!r} is none of {[*ACTIVATIONS]}")
     for f in fields(config):
         value, limit = getattr(config, f.name), 1 if f.type is float else 1_000_000
-        low = 1 if f.name in ("num_hidden_layers", "num_attention_heads") else 0
+        low = 0 if f.type is float or f.name == "pad_token_id" else 1
         if f.type is not str and (type(value) not in (int, f.type) or not low <= value < limit):
             raise UserError(f"{path}: {f.name} is {value!r}; {low} to below {limit} is expected")
     if config.hidden_size % config.num_attention_heads:
@@ -338,24 +346,20 @@ def read_labels(folder: str | Path) -> list[str]:
 
 def read_weights(folder: str | Path) -> dict[str, torch.Tensor]:
     """Tensors under the file's names; UserError if unreadable. No code in a pickle (.bin) runs."""
-    path = Path(folder) / "model.safetensors"
-    try:
-        if path.exists():
-            weights = safetensors.torch.load_file(path)
-        else:
-            path = Path(folder) / "pytorch_model.bin"
+    path, pickled = (Path(folder) / name for name in ("model.safetensors", "pytorch_model.bin"))
+    if path.exists():
+        weights, _ = read_tensors(path)
+    elif not pickled.exists():
+        raise UserError(f"{path}: no such file (weights in several files are not supported)")
+    else:
+        path = pickled
+        with reading(path, "not weights; a pickle can hold any program, so it was not run"):
             weights = torch.load(path, map_location="cpu", weights_only=True)
-        if all(isinstance(name, str) and name.isprintable() and tensor.layout == torch.strided
+    with reading(path, "not weights"):
+        if all(name.isprintable() and tensor.layout == torch.strided
                for name, tensor in weights.items()):
             return weights
-        why = "it should hold dense tensors, each with a name"
-    except FileNotFoundError:
-        why = "no such file, and no model.safetensors (weights in several files are not supported)"
-    except pickle.UnpicklingError:
-        why = "damaged, or more than weights; a pickle can hold any program, so it was not run"
-    except Exception as error:  # the libraries raise many kinds; each means an unusable file
-        why = "not weights: " + (str(error).strip() or type(error).__name__).splitlines()[0]
-    raise UserError(f"{path}: {why}")
+        raise ValueError("it should hold dense tensors, each with a name")
 
 
 def from_hf_name(name: str) -> str:

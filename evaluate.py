@@ -19,7 +19,14 @@ import distill
 import masking
 from sample import generate, pretrain
 from support import cli, csr, download, report, squad
-from support.files import UserError, read_json, run_main, write_atomically, write_json
+from support.files import (
+    RunError,
+    UserError,
+    read_json,
+    run_main,
+    write_atomically,
+    write_json,
+)
 from support.parallel import choose_device, choose_precision
 from support.tokenizer import load_tokenizer
 
@@ -186,6 +193,8 @@ def predict(model, features: data.Features, settings) -> list[np.ndarray]:
         logits = forward(model, batch, settings.precision)
         for i, row in zip(index, logits.cpu().numpy()):
             outputs[i] = row[: features.lengths[i]].copy() if row.ndim == 2 else row
+            if not np.isfinite(outputs[i]).all():
+                raise RunError("the model's outputs are not numbers: its weights are too large")
     return outputs
 
 

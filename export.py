@@ -227,7 +227,8 @@ def main() -> None:
     for path in (folder, target):
         files.check_writable(path)
     if args.csv:
-        files.check_writable(args.csv, file=True)
+        files.check_table(args.csv, "file")
+    files.hold(args.run / ".lock", f"{args.run}: another program is at work there")
     files.remove_parts(folder)
     write_folder(model, task, args.run, folder)
     weights = bert.hf_weights(model)

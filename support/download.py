@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import sys
+import time
 import zipfile
 from http.client import HTTPException
 from pathlib import Path
@@ -57,7 +58,7 @@ def files_of(task: str) -> list[File]:
 
 # -------------------------------------------------------------------------------- one file
 
-TIMEOUT = 30.0  # seconds without a byte
+TIMEOUT, SLOWEST = 30.0, 1_000  # seconds without a byte; bytes a second, from the first on
 
 
 def url_of(file: File) -> str:
@@ -70,10 +71,14 @@ def url_of(file: File) -> str:
 
 def body(url: str):
     """The body of the reply in pieces. Errors of the caller, such as a full disk, pass through."""
+    began, size = time.monotonic(), 0
     try:
         with urlopen(url, timeout=TIMEOUT) as reply:
-            while chunk := reply.read(1 << 16):
+            while chunk := reply.read1(1 << 16):
                 yield chunk
+                size += len(chunk)
+                if time.monotonic() - began > TIMEOUT + size / SLOWEST:
+                    raise OSError(f"slower than {SLOWEST:,} bytes a second")
     except (OSError, HTTPException, ValueError) as error:
         raise UserError(f"{url}: the download failed ({error})") from None
 
@@ -179,7 +184,7 @@ def model_folder(name: str, offline: bool = False) -> Path | None:
         except Exception as error:  # the library and those below it raise many kinds
             if offline and isinstance(error, errors.LocalEntryNotFoundError):
                 return None
-            why = " ".join(str(error).split()) or type(error).__name__  # of several lines
+            why = str(error) or type(error).__name__
             raise UserError(f"--model {name}: no such folder, and not to be had from the Hub: "
                             f"{why}") from error
         if (folder / "config.json").exists() and (folder / weights).exists():

@@ -117,6 +117,15 @@ def check_writable(path: Path, file: bool = False) -> None:
                         "its permissions")
 
 
+def check_table(path: Path, column: str) -> None:
+    """UserError if the CSV file `path` could not be written, or is there but not one of ours, which
+    have this column."""
+    check_writable(path, file=True)
+    if path.exists() and column not in next(read_lines(path), column).split(","):
+        raise UserError(f"{path}: holds something else (no column {column}), and is left alone; "
+                        "name another file")
+
+
 @contextmanager
 def naming(path: Path):
     """Make errors name the file, as those of write() and flush() do not."""
@@ -256,8 +265,8 @@ def sha256(path: Path) -> str:
 
 def write_sums(folder: Path, but: str = "", **more: str) -> None:
     """Write the digests of all files in a folder but one, and of texts that are soon files."""
-    paths = [path for path in folder.rglob("[!.]*") if path.is_file() and path.name not in (SUMS, but)]
-    sums = {path.relative_to(folder).as_posix(): sha256(path) for path in paths}
+    sums = {path.relative_to(folder).as_posix(): sha256(path) for path in folder.rglob("[!.]*")
+            if path.is_file() and path.name not in (SUMS, but)}
     sums |= {name: hashlib.sha256(text.encode()).hexdigest() for name, text in more.items()}
     write_atomically(folder / SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
 

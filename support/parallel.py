@@ -23,6 +23,7 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 torch.set_flush_denormal(True)
 
 CHECK_EVERY = 100  # steps
+TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # the variables that it sets
 
 # ---------------------------------------------------------------------- device and precision
 
@@ -75,9 +76,10 @@ def start(device: str) -> str:
             local = int(os.environ.get("LOCAL_RANK", rank()))
             device = f"cuda:{local % torch.cuda.device_count()}"
             torch.cuda.set_device(device)
+        [os.environ[name] for name in TORCHRUN]
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    except ValueError as error:  # a variable that torchrun sets is missing, or no number
-        raise UserError(f"RANK, WORLD_SIZE: {error}; use torchrun, or unset both") from None
+    except (KeyError, ValueError, RuntimeError) as error:  # one is missing, or no number
+        raise UserError(f"{', '.join(TORCHRUN)}: {error}; use torchrun, or unset them") from None
     return device
 
 

@@ -11,7 +11,6 @@ its own: [CLS] question [SEP] part of the passage [SEP]. The rules for windows a
 tokens: it is copied from the passage, by the characters that its tokens stand for.
 """
 
-import hashlib
 import re
 import string
 import unicodedata
@@ -23,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from support.files import UserError, read_json, write_json
+from support.files import UserError, read_json, sha256, write_json
 
 # ------------------------------------------------------------------------------- questions
 
@@ -111,8 +110,7 @@ def read(path: Path) -> Questions:
                 questions[question.id] = question
     if not questions:
         raise UserError(f"{path}: no questions")
-    fingerprint = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    return Questions(list(questions.values()), fingerprint)
+    return Questions(list(questions.values()), sha256(Path(path)))
 
 
 # ---------------------------------------------------------------- windows and their labels
@@ -146,17 +144,19 @@ def split(tokens: int, room: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
     return begins, np.minimum(begins + room, tokens)
 
 
-def home_tokens(begins: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
-    """For each window of one context, which of its tokens have more context here than in others.
+def home_windows(begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """For each token of one context, (T,), the window in which it has the most context.
 
     As in BERT's run_squad.py, a token's context is the smaller of its numbers of neighbours to the
     left and to the right, plus 0.01 for each token of the window; the first window wins a tie.
     """
-    t = np.arange(ends[-1])  # (T,)
-    left, right = t - begins[:, None], ends[:, None] - 1 - t  # (W, T)
-    context = np.minimum(left, right) + 0.01 * (ends - begins)[:, None]  # (W, T)
-    best = np.where((left >= 0) & (right >= 0), context, -np.inf).argmax(axis=0)  # (T,)
-    return [best[begin:end] == w for w, (begin, end) in enumerate(zip(begins, ends))]
+    most, home = np.full(ends[-1], -np.inf), np.zeros(ends[-1], int)  # (T,) each
+    for w, (begin, end) in enumerate(zip(begins, ends)):
+        left = np.arange(end - begin)
+        context = np.minimum(left, left[::-1]) + 0.01 * (end - begin)  # (tokens of the window,)
+        better = np.flatnonzero(context > most[begin:end]) + begin
+        most[better], home[better] = context[better - begin], w
+    return home
 
 
 def question_windows(query, context_ids, context_offsets, answer, room, stride, cls, sep):
@@ -167,7 +167,8 @@ def question_windows(query, context_ids, context_offsets, answer, room, stride, 
     """
     first = len(query) + 2
     begins, ends = split(len(context_ids), room, stride)
-    for begin, end, at_home in zip(begins, ends, home_tokens(begins, ends)):
+    home = home_windows(begins, ends)
+    for w, (begin, end) in enumerate(zip(begins, ends)):
         # A window without the whole answer points at its [CLS] and stays in training, as in BERT's
         # script: spans of different windows compete by their logits, so the model has to learn low
         # ones for where there is no answer.
@@ -175,7 +176,8 @@ def question_windows(query, context_ids, context_offsets, answer, room, stride, 
         label = (answer[0] - begin + first, answer[1] - begin + first) if whole else (0, 0)
         ids = np.concatenate([cls, query, sep, context_ids[begin:end], sep])  # (n,)
         offsets = np.pad(context_offsets[begin:end], ((first, 1), (0, 0)), constant_values=-1)
-        yield first, label, ids, offsets, np.pad(at_home, (first, 1))  # offsets (n, 2), home (n,)
+        at_home = np.pad(home[begin:end] == w, (first, 1))  # (n,)
+        yield first, label, ids, offsets, at_home  # offsets (n, 2)
 
 
 def encode(questions: Questions, tokenizer: Tokenizer, max_length: int = 384,

@@ -18,7 +18,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.exists() and not (folder / "vocab.txt").exists():
         raise UserError(f"{folder}: neither tokenizer.json nor vocab.txt is there")
-    with reading(folder, "not a tokenizer"):
+    with reading(path if path.exists() else folder, "not a tokenizer"):
         tokenizer = Tokenizer.from_file(str(path)) if path.exists() else from_vocabulary(folder)
         tokenizer.no_truncation()
         tokenizer.no_padding()

@@ -8,10 +8,20 @@ folder only the last name is shown, so that a row is the same on every machine.
 
 import csv
 import io
+import sys
 from pathlib import Path
 
 import masking
-from support.files import UserError, locked, read_json, write_atomically
+from support.files import (
+    UserError,
+    check_table,
+    finite,
+    locked,
+    printable,
+    read_json,
+    reading,
+    write_atomically,
+)
 from support.origin import origin
 
 METRICS = ("accuracy_matched", "accuracy_mismatched", "accuracy", "f1", "exact_match",
@@ -26,6 +36,8 @@ COLUMNS = (
     "train_rows", "eval_rows", "teacher", "freeze", "held_out", "seed",
     "train_seconds", "precision", "git", "command", "machine", "threads", "torch",
     "python", "date", "key")
+NUMBERS = ("density", "encoder_density", "nonzero_parameters", "nonzero_parameters_total",
+           *METRICS)  # what pictures and tables show
 # for people to read, in the order of tables and legends
 METHOD_NAMES = {"dense": "dense", "random": "random", "magnitude": "magnitude", "l0": "L0",
                 "movement": "movement", "soft_movement": "soft movement"}
@@ -40,18 +52,34 @@ def method_name(method: str) -> str:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file; none if there is no file. UserError if it is not a CSV file."""
+    """The rows of a CSV file; none if there is no file. UserError if it is not a CSV file.
+
+    A row that is no row of results is left out, with a warning that names its line.
+    """
     if not path.exists():
         return []
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            table = list(csv.DictReader(file))
-    except (ValueError, csv.Error) as error:  # not UTF-8; a zero byte, an endless field
-        raise UserError(f"{path}: not a CSV file ({error})") from None
-    for number, row in enumerate(table, 1):
-        if None in row or None in row.values():
-            raise UserError(f"{path}: row {number} does not have as many cells as the header")
+    table = []
+    with reading(path, "not a CSV file"), open(path, encoding="utf-8-sig", newline="") as file:
+        lines = csv.DictReader(file)
+        for row in lines:
+            if why := problem(row):
+                where = printable(f"WARNING: {path}:{lines.line_num}: {why}")
+                print(f"{where}; this row is left out", file=sys.stderr)
+            else:
+                table.append(row)
     return table
+
+
+def problem(row: dict) -> str:
+    """What is wrong with a row, if anything."""
+    if None in row or None in row.values():
+        return "not as many cells as the header"
+    for name in NUMBERS:
+        try:
+            finite(row.get(name) or "0")
+        except ValueError:
+            return f"{name} {row[name]!r} is not a number"
+    return ""
 
 
 def keys(path: Path) -> set[str]:
@@ -60,23 +88,36 @@ def keys(path: Path) -> set[str]:
 
 
 def write(path: Path, table: list[dict], columns) -> None:
-    """Replace `path` by these rows; a cell is empty where a row does not have the column."""
+    """Replace `path` by these rows."""
+    write_atomically(path, as_csv(table, columns))
+
+
+def as_csv(table: list[dict], columns) -> str:
+    """Header and rows; a cell is empty where a row does not have the column."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: as_text(value) for name, value in row.items()} for row in table)
-    write_atomically(path, text.getvalue())
+    return text.getvalue()
 
 
 def append(path: Path, row: dict) -> None:
     """Add a row unless one with its key is there. Several processes may append at the same time,
     and a reader never sees part of a row, because the whole file is replaced."""
     with locked(path):
+        check_table(path, "key")
         there = read(path)
-        if there and "key" not in there[0]:
-            raise UserError(f"{path}: not rows of a sweep (no column key); name another file")
-        if row["key"] not in [other["key"] for other in there]:
-            write(path, [*there, row], dict.fromkeys((*COLUMNS, *(there[0] if there else ()))))
+        if row["key"] in [other["key"] for other in there]:
+            return
+        old = path.read_text(encoding="utf-8-sig") if path.exists() else ""
+        columns = old.partition("\n")[0].split(",")
+        if not old or set(COLUMNS) <= set(columns):  # what is there stays as it is
+            header, _, line = as_csv([row], columns if old else COLUMNS).partition("\n")
+            write_atomically(path, (old or header + "\n") + line)
+        elif len(list(csv.reader(old.splitlines()))) > len(there) + 1:
+            raise UserError(f"{path}: mend or remove the rows that are warned of")
+        else:  # written when rows had fewer columns
+            write(path, [*there, row], dict.fromkeys((*COLUMNS, *columns)))
 
 
 def as_text(value) -> str:

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections import namedtuple
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,7 +32,7 @@ import distill
 import masking
 import train
 from support import checkpoints, cli
-from support.files import RunError, UserError, check_writable, run_main
+from support.files import RunError, UserError, check_table, hold, run_main
 from tools import rows
 
 HERE = Path(__file__).parent.parent
@@ -156,8 +157,15 @@ def finish(job: Job, args) -> str:
     if job.process.returncode:
         last_line = job.log.read_text(errors="replace").strip().rpartition("\n")[2]
         return f"FAILED, exit status {job.process.returncode}: {last_line or 'no message'}"
-    row = rows.row_of(job.folder, job.run.words, job.run.key)
-    rows.append(args.csv, row)
+    try:
+        row = rows.row_of(job.folder, job.run.words, job.run.key)
+        rows.append(args.csv, row)
+    except (OSError, UserError, KeyError) as error:
+        kept = args.keep_runs or Path("runs")
+        if not args.keep_runs:
+            kept.mkdir(exist_ok=True)
+            shutil.move(job.folder, kept / job.run.name)
+        return f"FAILED, no row could be written ({error}); the run is kept: {kept / job.run.name}"
     if not args.keep_runs:
         shutil.rmtree(job.folder, ignore_errors=True)
     shown = (*rows.METRICS, "density", "on_target", "train_seconds")
@@ -188,26 +196,36 @@ def carry_out(runs: list[Run], args, scratch: Path) -> int:
             time.sleep(0.1)
             for job in [job for job in jobs if job.process.poll() is not None]:
                 jobs.remove(job)
-                failed += job.process.returncode != 0
-                done = len(runs) - len(waiting) - len(jobs)
-                print(f"[{done}/{len(runs)}] {' '.join(job.run.words)} · {finish(job, args)}",
-                      flush=True)
+                done, result = len(runs) - len(waiting) - len(jobs), finish(job, args)
+                failed += result.startswith("FAILED")
+                print(f"[{done}/{len(runs)}] {' '.join(job.run.words)} · {result}", flush=True)
     finally:
         end(jobs)
     return failed
 
 
+def remove_leftovers() -> None:
+    """Temporary folders of sweeps that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob("movement-sweep-*"):
+        with suppress(OSError, UserError):  # somebody else's, or in use
+            if time.time() - folder.stat().st_mtime > 60:  # a younger one may not be locked yet
+                hold(folder / ".lock", "in use")
+                shutil.rmtree(folder)
+
+
 def main() -> None:
     args = make_parser().parse_args()
     runs = combinations(args)
-    check_writable(args.csv, file=True)
+    check_table(args.csv, "key")
     there = rows.keys(args.csv)
     todo = [run for run in runs if run.key not in there]
     print(f"{len(runs)} runs, {len(runs) - len(todo)} of them in {args.csv} already", flush=True)
     for name in (signal.SIGTERM, signal.SIGINT):  # a shell's background job ignores SIGINT
         signal.signal(name, signal.default_int_handler)
     try_out(todo)
+    remove_leftovers()
     with tempfile.TemporaryDirectory(prefix="movement-sweep-") as scratch:
+        hold(Path(scratch, ".lock"))
         failed = carry_out(todo, args, Path(scratch))
     if failed:
         raise RunError(f"{failed} of {len(todo)} runs failed; the same command tries them again")
