@@ -350,13 +350,14 @@ def read_weights(folder: str | Path) -> dict[str, torch.Tensor]:
     if path.exists():
         weights, _ = read_tensors(path)
     elif not pickled.exists():
-        raise UserError(f"{path}: no such file (weights in several files are not supported)")
+        raise UserError(f"{folder}: no model.safetensors, and no pytorch_model.bin (weights in "
+                        "several files are not supported)")
     else:
         path = pickled
         with reading(path, "not weights; a pickle can hold any program, so it was not run"):
             weights = torch.load(path, map_location="cpu", weights_only=True)
     with reading(path, "not weights"):
-        if all(name.isprintable() and tensor.layout == torch.strided
+        if all(isinstance(name, str) and name.isprintable() and tensor.layout == torch.strided
                for name, tensor in weights.items()):
             return weights
         raise ValueError("it should hold dense tensors, each with a name")

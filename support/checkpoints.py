@@ -218,16 +218,17 @@ class Run:
                               if name not in ("date", "machine", "git")})
         if self.resume:
             self.look_back()
-        if parallel.is_main():
-            files.write_json(self.folder / RUN, self.record | {"output": str(self.output)})
-            files.remove_parts(self.folder)
-            if not self.resume:
-                clear(self.folder)
+        elif parallel.is_main():
+            self.write_record()
+            clear(self.folder)
             if self.folder != self.output:
                 say(f"the earlier result in {self.output} stays until this run is finished")
         self.handlers = {number: signal.signal(number, self.interrupt)
                          for number in (signal.SIGINT, signal.SIGTERM)}
         return self
+
+    def write_record(self) -> None:
+        files.write_json(self.folder / RUN, self.record | {"output": str(self.output)})
 
     def __exit__(self, kind, *_):
         if kind is BrokenPipeError and 0 < self.t < self.T:  # of what prints: the steps are sound
@@ -278,6 +279,8 @@ class Run:
         elif self.resume:
             say(f"{self.output}: no checkpoint yet, so the run starts from step 0")
         if parallel.is_main():
+            files.remove_parts(self.folder)
+            self.write_record()
             log = self.folder / "log.jsonl"
             write_atomically(log, "".join(self.lines))
             self.log = open(log, "ab", buffering=0)  # a line is in the file once it is written
@@ -302,6 +305,7 @@ class Run:
             self.t, self.smooth_loss = saved["t"], saved["smooth_loss"]
             self.began -= saved["seconds"]
             self.lines = saved["log"].splitlines(keepends=True)
+            [files.parse_json(line)["step"] for line in self.lines]
             model.load_state_dict(saved["model"])
             pruner.load_state_dict(saved["pruner"])
             optimizer.load_state_dict(optimizer.state_dict() | {

@@ -77,7 +77,8 @@ def run_main(main) -> None:
     except Refusal as error:
         fail(str(error), 2 if isinstance(error, UserError) else 1)
     except BrokenPipeError:  # for example python export.py RUN | head -3
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes as it exits
+        with suppress(OSError):  # Python flushes as it exits
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         fail("nothing reads the output any more", 1)
     except MemoryError as error:
         fail(f"the machine is out of memory ({error}); {NO_MEMORY}", 1)

@@ -24,7 +24,8 @@ def fingerprint(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].detach().float().cpu().contiguous().numpy())
+        flat = tensors[name].detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

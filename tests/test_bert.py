@@ -303,7 +303,7 @@ CONFIGS = {
     "absurd": ({"hidden_size": 10**12}, "hidden_size"),
     "more than memory": ({"intermediate_size": 900_000, "hidden_size": 500_000}, "the file has"),
     "dropout": ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob is 1.5"),
-    "not a number": ({"layer_norm_eps": float("nan")}, "layer_norm_eps is nan"),
+    "not a number": ({"layer_norm_eps": float("nan")}, "NaN is not a number"),
     "padding": ({"pad_token_id": 1013}, "pad_token_id"),
     "a smaller vocabulary": ({"vocab_size": 1000}, "word_embeddings.weight is (1013, 35)"),
     "fewer layers": ({"num_hidden_layers": 2}, "encoder.layer.2."),

@@ -157,8 +157,9 @@ def test_windows_advance_by_the_stride_and_hold_what_fits(tokenizer):
     ([0, 128], [300, 308], [215 * [1] + 85 * [0], 87 * [0] + 93 * [1]]),
 ])
 def test_a_token_is_at_home_where_it_has_most_context(begins, ends, home):
-    masks = squad.home_tokens(np.array(begins), np.array(ends))
-    assert [mask.astype(int).tolist() for mask in masks] == home
+    of_token = squad.home_windows(np.array(begins), np.array(ends))
+    assert [(of_token[begin:end] == w).astype(int).tolist()
+            for w, (begin, end) in enumerate(zip(begins, ends))] == home
 
 
 def test_questions_are_cut_and_short_lengths_refused(tokenizer):
