@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,7 @@ def choose_folder(settings, overwrite: bool, resume: bool, dry_run: bool) -> Pat
     folder = Path(settings.output or default_folder(settings, free=not (overwrite or resume)))
     files.check_writable(folder)
     if not dry_run:
+        files.locks.callback(remove_if_empty, folder)
         files.hold(folder / ".lock", f"{folder}: another run is at work there")
         finish_replacing(folder)
     if is_taken(folder):
@@ -91,6 +93,11 @@ def choose_folder(settings, overwrite: bool, resume: bool, dry_run: bool) -> Pat
                             "--output")
     check_apart(folder, settings)
     return parallel.from_main(folder)
+
+
+def remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def check_apart(folder: Path, settings) -> None:

@@ -301,12 +301,10 @@ def hold(path: Path, taken: str | None = None) -> FileLock:
 
 
 def let_go(lock: FileLock) -> None:
-    """Release a lock from hold() and remove its file, and its folder if nothing was put there."""
+    """Release a lock from hold() and remove its file."""
     if lock.is_locked:
-        path = Path(lock.lock_file)
-        with suppress(OSError):  # Windows: release() removes the file
-            path.unlink(missing_ok=True)
-            path.parent.rmdir()
+        with suppress(PermissionError):  # Windows: release() removes the file
+            Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 
