@@ -28,53 +28,48 @@ LINK = re.compile(r"(\[`([\w.]+)`\]\((\w[\w/]*\.py)#)[\w-]*\)")
 
 
 def names_of(node: ast.AST) -> list[str]:
-    """What a statement defines."""
-    targets = getattr(node, "targets", [getattr(node, "target", None)])
-    return [getattr(node, "name", ""), *(t.id for t in targets if isinstance(t, ast.Name))]
+    """What a statement defines: a function, a class or constants."""
+    targets = (getattr(target, "id", "") for target in getattr(node, "targets", ()))
+    return [getattr(node, "name", ""), *targets]
 
 
-def find(file: str, name: str) -> tuple[ast.AST, list[str]]:
-    """Where `file` defines `name`, and the file's lines; UserError if it does not."""
-    try:
-        source = (HERE / file).read_text(encoding="utf-8")
-        node = ast.parse(source)
-        for part in name.split("."):
-            node = next(child for child in node.body if part in names_of(child))
-    except (OSError, AttributeError, StopIteration):
-        raise UserError(f"{file} has no {name}") from None
-    return node, source.splitlines()
+def find(file: str, name: str) -> ast.AST:
+    """Where `file` defines `name`; UserError if it does not."""
+    path = HERE / file
+    node = ast.parse(path.read_text(encoding="utf-8")) if path.is_file() else None
+    for part in name.split("."):
+        node = next((n for n in getattr(node, "body", []) if part in names_of(n)), None)
+    if node is None:
+        raise UserError(f"{file} has no {name}")
+    return node
 
 
-def without_docstrings(node: ast.AST, lines: list[str]) -> dict[int, str]:
+def without_docstrings(file: str, name: str) -> dict[int, str]:
     """The lines of a definition by their numbers, from 1."""
+    node, lines = find(file, name), (HERE / file).read_text(encoding="utf-8").splitlines()
     left = {number: lines[number - 1] for number in range(node.lineno, node.end_lineno + 1)}
     for inner in ast.walk(node):
         if isinstance(inner, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(inner):
             first, last = inner.body[0].lineno, inner.body[0].end_lineno
-            blank_below = last in left and lines[last:last + 1] == [""]
-            for number in range(first, last + 1 + blank_below):
+            for number in range(first, last + 1 + (left.get(last + 1) == "")):
                 del left[number]
     return left
 
 
 def quote(mark: re.Match) -> str:
-    head, file, name, first, last = mark.groups()
-    left = without_docstrings(*find(file, name))
-    if first:
-        try:
-            begin = next(n for n in left if first in left[n])
-            end = next(n for n in left if n >= begin and last in left[n])
-        except StopIteration:
-            raise UserError(f"{file}, {name}: no lines from {first!r} to {last!r}") from None
-        left = {n: left[n] for n in left if begin <= n <= end}
-    code = textwrap.dedent("\n".join(left.values()))
-    begin, end = min(left), max(left)
+    head, file, name, first, last = mark.groups(default="")
+    left = without_docstrings(file, name)
+    begin = next((n for n in left if first in left[n]), max(left) + 1)
+    end = next((n for n in left if n >= begin and last in left[n]), 0) if last else max(left)
+    if begin > end:
+        raise UserError(f"{file}, {name}: no lines from {first!r} to {last!r}")
+    code = textwrap.dedent("\n".join(left[n] for n in left if begin <= n <= end))
     return (f"{head}```python\n{code}\n```\n"
             f"[{file}, lines {begin} to {end}]({file}#L{begin}-L{end})\n<!-- end -->")
 
 
 def link(match: re.Match) -> str:
-    node, _ = find(match[3], match[2])
+    node = find(match[3], match[2])
     return f"{match[1]}L{node.lineno}-L{node.end_lineno})"
 
 
@@ -88,10 +83,10 @@ def renewed(text: str) -> str:
 def main() -> None:
     p = cli.Parser(description=__doc__)
     p.add_argument("--check", action="store_true", help="change nothing; say what is stale")
-    check = p.parse_args().check
+    args = p.parse_args()
     texts = {page: (HERE / page).read_text(encoding="utf-8") for page in PAGES}
     stale = {page: new for page, text in texts.items() if (new := renewed(text)) != text}
-    if stale and check:
+    if stale and args.check:
         raise RunError(f"stale: {', '.join(stale)}; python -m tools.quotes renews it")
     for page, text in stale.items():
         write_atomically(HERE / page, text)
