@@ -137,8 +137,8 @@ def search_for_penalty(T: int = 600, keep: float = 0.1) -> tuple[PenaltySearch, 
         optimizer.param_groups[0]["lr"] = search.score_lr(t)
         pruner.set_gradients(t)
         most = pruner.matrices[0].S.detach().quantile(torch.tensor([0.05, 0.95])).tolist()
-        seen.append({"q": search.q, "λ": pruner.penalty, "density": pruner.density(),
-                     "scores": most})
+        seen.append({"q": search.quantile(pruner.scores()), "λ": pruner.penalty,
+                     "density": pruner.density(), "scores": most})
         optimizer.step()
     return search, seen
 
@@ -153,7 +153,6 @@ def draw_search(path: Path) -> None:
     for axis, goal in ((axes[0], search.method.kept_above), (axes[2], search.v)):
         axis.axhline(goal, color="black", linestyle="--", linewidth=1, label="where to")
     axes[0].legend(fontsize=9)
-    axes[1].set_ylim(0, 1.2 * max(row["λ"] for row in seen[: -search.schedule.t_f]))
     save(figure, path / "guide-search.png")
 
 
