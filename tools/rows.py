@@ -101,12 +101,23 @@ def as_csv(table: list[dict], columns) -> str:
     return text.getvalue()
 
 
+def check(path: Path) -> list[dict[str, str]]:
+    """→ its rows; UserError where a row could not be added, or some would be lost by it."""
+    check_table(path, "key")
+    table = read(path)
+    if path.exists():
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            header, *others = csv.reader(file)
+        if len(others) > len(table) and not set(COLUMNS) <= set(header):
+            raise UserError(f"{path}: mend or remove the rows that are warned of")
+    return table
+
+
 def append(path: Path, row: dict) -> None:
     """Add a row unless one with its key is there. Several processes may append at the same time,
     and a reader never sees part of a row, because the whole file is replaced."""
     with locked(path):
-        check_table(path, "key")
-        there = read(path)
+        there = check(path)
         if row["key"] in [other["key"] for other in there]:
             return
         old = path.read_text(encoding="utf-8-sig") if path.exists() else ""
@@ -114,8 +125,6 @@ def append(path: Path, row: dict) -> None:
         if not old or set(COLUMNS) <= set(columns):  # what is there stays as it is
             header, _, line = as_csv([row], columns if old else COLUMNS).partition("\n")
             write_atomically(path, (old or header + "\n") + line)
-        elif len(list(csv.reader(old.splitlines()))) > len(there) + 1:
-            raise UserError(f"{path}: mend or remove the rows that are warned of")
         else:  # written when rows had fewer columns
             write(path, [*there, row], dict.fromkeys((*COLUMNS, *columns)))
 

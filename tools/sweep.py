@@ -32,7 +32,7 @@ import distill
 import masking
 import train
 from support import checkpoints, cli
-from support.files import RunError, UserError, check_table, hold, run_main
+from support.files import RunError, UserError, hold, run_main
 from tools import rows
 
 HERE = Path(__file__).parent.parent
@@ -216,8 +216,7 @@ def remove_leftovers() -> None:
 def main() -> None:
     args = make_parser().parse_args()
     runs = combinations(args)
-    check_table(args.csv, "key")
-    there = rows.keys(args.csv)
+    there = {row["key"] for row in rows.check(args.csv)}
     todo = [run for run in runs if run.key not in there]
     print(f"{len(runs)} runs, {len(runs) - len(todo)} of them in {args.csv} already", flush=True)
     for name in (signal.SIGTERM, signal.SIGINT):  # a shell's background job ignores SIGINT
