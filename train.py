@@ -76,7 +76,8 @@ class Settings:
     teacher: str | None = flag(None, "learn from this fine-tuned model too (a run's folder)",
                                metavar="RUN")
     alpha: float = flag(0.9, "the teacher's share of the loss", **SHARE)
-    temperature: float = flag(2.0, "softens teacher and student", type=cli.positive, metavar="T")
+    temperature: float = flag(2.0, "softens teacher and student", type=cli.number(0, 1e4),
+                              metavar="T")
 
     epochs: float | None = flag(None, "passes over the training rows",
                                 "training (defaults: the recipe of task and model)",

@@ -82,9 +82,9 @@ def choose_penalty(asked: str | None, recipe: Recipe, keep: float, with_teacher:
         raise UserError("--penalty: only soft_movement and l0 have one; use --keep")
     if asked != "paper":
         try:
-            return cli.number(0, math.inf, open_low=False)(asked)
+            return cli.number(0, 1e6, open_low=False)(asked)
         except ArgumentTypeError:
-            raise UserError(f"--penalty {asked}: a number of at least 0, or paper") from None
+            raise UserError(f"--penalty {asked}: a number from 0 to 1e6, or paper") from None
     known = recipe.teacher_penalties if with_teacher else recipe.penalties
     if not known:
         raise UserError("--penalty paper: the paper has no λ for this task and model; give a "

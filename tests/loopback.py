@@ -2,6 +2,7 @@
 
 import http.server
 import threading
+import time
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -20,7 +21,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return  # the connection closes without an answer
         if mood.isdigit():
             code, headers, body = int(mood), {}, b""
-        sent = {"cut": body[: len(body) // 2], "cut at once": b"", "hang": body[:10],
+        sent = {"cut": body[: len(body) // 2], "cut at once": b"", "drip": b"", "hang": body[:10],
                 "longer": body + b"x" * 10, "other": body[:-1] + b"x"}.get(mood.split(",")[0], body)
         if not mood.endswith("no length"):
             headers = headers | {"Content-Length": max(len(body), len(sent))}
@@ -30,6 +31,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(sent)
+        while mood == "drip":
+            self.wfile.write(b"x")
+            time.sleep(0.02)
         if mood == "hang":
             self.server.released.wait(300)
             self.wfile.write(body[10:])

@@ -116,6 +116,8 @@ FLAGS = {  # flags of train.py: what is said
     "--method movment": "did you mean movement",
     "--penalty 3": "only soft_movement and l0",
     "--method l0 --penalty paper": "no λ for",
+    "--method l0 --penalty 1e308": "a number from 0 to 1e6, or paper",
+    "--temperature 1e300": "at most 10000",
     "--steps 1": "1 steps cannot hold the schedule",
     "--hold 0.5 --cooldown 0.5": "leaves 0 for the ramp",
     "--cooldown 0.001": "cool-down 0.001 is 0",

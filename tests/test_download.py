@@ -168,6 +168,13 @@ def test_a_length_need_not_be_announced(cola):
 # ------------------------------------------------------------------------ what is refused
 
 
+def test_a_server_that_drips_is_given_up(cola, monkeypatch):
+    monkeypatch.setattr(download, "TIMEOUT", 0.3)
+    cola.moods["/CoLA.zip"] = ["drip"]
+    assert "slower than 1,000 bytes a second" in refusal()
+    assert not list(cache_folder().iterdir())  # neither a part nor a lock
+
+
 @pytest.mark.parametrize("mood, message", [
     ("cut", "only [0-9]+ of the published [0-9]+ bytes came"),
     ("drop", r"the download failed \(.*\)"),

@@ -14,12 +14,15 @@ import time
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
-from tiny import WORDS, Place, Trap, check_refused, digests
+from safetensors.torch import save_file
+from tiny import SQUAD, WORDS, Place, Trap, check_refused, digests
 
-from support import checkpoints, files, state
+import train
+from support import checkpoints, files, squad, state
 from support.files import UserError
 
 CHECKPOINT = Path("new/checkpoint.safetensors")
@@ -216,3 +219,93 @@ def test_a_run_writes_nowhere_where_it_reads(words, said, place):
     before = digests(place.folder)
     check_refused(place.train(*words.split()), said)
     assert digests(place.folder) == before
+
+
+# -------------------------------------------------------------- what is no number, no file, no end
+
+
+def test_scores_that_are_no_numbers_are_no_result(place):
+    check_refused(place.train("--score-lr", "1e38", output="new"), "lower --score-lr", status=1)
+    assert not Path("new/metrics.json").exists()
+
+
+def test_outputs_that_are_no_numbers_are_no_result(place):
+    Path("run/SHA256SUMS").unlink()
+    weights, _ = files.read_tensors("run/model.safetensors")
+    weights["classifier.weight"].fill_(3e38)
+    weights["classifier.bias"].fill_(3e38)
+    save_file(weights, "run/model.safetensors")
+    check_refused(place("evaluate.py", "run"), "outputs are not numbers", status=1)
+    with pytest.raises(files.RunError, match="not a number"):
+        files.write_json("x.json", {"accuracy": float("nan")})
+
+
+PIPES = {"model/config.json": (), "model/model.safetensors": (), "model/vocab.txt": (),
+         "data/SST-2/dev.tsv": (), "data/SQuAD/dev-v1.1.json": SQUAD}
+
+
+@pytest.mark.parametrize("name", PIPES)
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(name, place):
+    Path(name).unlink()
+    os.mkfifo(name)
+    check_refused(place.train(*PIPES[name], output="new"), f"{name}: neither a file nor a folder")
+
+
+FOREIGN = {"a label of a megabyte": "x" * 10**6, "a label that moves the cursor": "\x1b[2J\x07\r",
+           "a label that turns the text around": "\u202e01"}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_foreign_text_is_fit_for_a_terminal(case, place):
+    append("data/SST-2/dev.tsv", f"a b\t{FOREIGN[case]}\n")
+    done = place.train(output="new")
+    check_refused(done, "dev.tsv:42: label '")
+    assert done.stderr[:-1].isprintable() and len(done.stderr) <= 400
+
+
+def test_passwords_are_not_shown():
+    assert str(UserError("http://me:secret@host/x failed")) == "http://host/x failed"
+
+
+@pytest.mark.parametrize("change", [
+    {"num_hidden_layers": 0}, {"hidden_size": 0}, {"max_position_embeddings": 0},
+    {"max_position_embeddings": 999_999, "hidden_size": 40_000}])
+def test_absurd_sizes_are_refused_before_memory_is_taken(change, place):
+    files.write_json("model/config.json", files.read_json("model/config.json") | change)
+    check_refused(place.train(output="new"), "model")
+
+
+def test_a_long_passage_takes_memory_by_its_length():
+    """Three windows wide, one token in each: a table of windows × tokens would be 30 GB."""
+    begins, ends = squad.split(500_000, 300, 64)
+    home = squad.home_windows(begins, ends)
+    assert home[0] == 0 and home[-1] == len(begins) - 1 and np.all(np.diff(home) >= 0)
+
+
+@pytest.mark.parametrize("variables, said", [
+    ({"MOVEMENT_CACHE": "x"}, "x is a file, not a folder"),
+    ({"MOVEMENT_CACHE": "", "HOME": ""}, None)])
+def test_odd_places_for_the_cache(variables, said, place, monkeypatch):
+    Path("x").write_text("")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if said is None:
+        monkeypatch.setattr(Path, "expanduser", mock.Mock(side_effect=RuntimeError))
+        said = "set MOVEMENT_CACHE"
+    check_refused(place.train("--data", "sample", "--task", "mnli", output="new"), said)
+
+
+def test_a_cache_that_is_only_read_needs_no_lock(tmp_path, monkeypatch):
+    monkeypatch.setenv("MOVEMENT_CACHE", str(tmp_path))
+    made = files.cached("x", "key", lambda folder: files.write_atomically(folder / "a", "b"))
+    monkeypatch.setattr(files, "hold", None)
+    assert files.cached("x", "key", None) == made
+    (made / "a").write_text("c")
+    with pytest.raises(UserError, match=r"x-.*/a: has changed since it was written"):
+        files.cached("x", "key", None)
+
+
+def test_without_stdout(place, monkeypatch):
+    with mock.patch("sys.stdout", None), mock.patch("sys.argv", ["train.py", "--lr", "x"]), \
+            pytest.raises(SystemExit):
+        files.run_main(train.main)

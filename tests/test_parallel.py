@@ -133,5 +133,5 @@ def test_noise_follows_from_seed_step_and_process(monkeypatch):
 def test_half_of_torchruns_variables_is_refused(half, monkeypatch):
     for name, value in half.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="RANK, WORLD_SIZE, .*; use torchrun, or unset them"):
+    with pytest.raises(UserError, match=r"RANK, WORLD_SIZE, .*; use torchrun, or unset them"):
         parallel.start("cpu")
