@@ -1,6 +1,6 @@
 """Hours of bad luck: kills at any moment, flipped bits, mutated files. Not part of the suite.
 
-    python tests/marathon.py                                  250 kills, 50 bits a file, 10,000 files
+    python tests/marathon.py                             250 kills, 50 bits a file, 10,000 files
     python tests/marathon.py --kills 20 --flips 5 --mutations 500 --commands 10 --seed 1
 
 Each part works in a temporary folder with a tiny model and ends in an AssertionError that names
@@ -23,17 +23,17 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
-import conftest  # noqa: E402  (puts the program's folder on the path)
-import numpy as np  # noqa: E402
-from test_fuzz import damage  # noqa: E402
-from tiny import TRAIN, Place, digests, write_data, write_model  # noqa: E402
+import conftest
+import numpy as np
+from test_fuzz import damage
+from tiny import TRAIN, Place, digests, write_data, write_model
 
-import bert  # noqa: E402
-import data  # noqa: E402
-from support import squad  # noqa: E402
-from support.files import UserError  # noqa: E402
-from support.tokenizer import load_tokenizer  # noqa: E402
-from tools import rows  # noqa: E402
+import bert
+import data
+from support import squad
+from support.files import UserError
+from support.tokenizer import load_tokenizer
+from tools import rows
 
 METHODS = ("dense", "random", "magnitude", "l0", "movement", "soft_movement")
 SAME = ("model.safetensors", "pruning.safetensors", "log.jsonl")  # in every run of a method
