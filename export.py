@@ -235,6 +235,7 @@ def main() -> None:
     pruned = {bert.to_hf_name(name) for name in masking.encoder_matrices(model)}
     packed = {values: pack(weights, pruned, values) for values in VALUES}
     files.write_atomically(folder / COMPACT, packed[args.values])
+    files.write_sums(folder, "README.md")
     table = size_table(weights, pruned, packed)
     left = sum(int(weights[name].count_nonzero()) for name in pruned)
     print(show(table, left))

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from unittest import mock
 
+import marathon
 import numpy as np
 import pytest
 import torch
@@ -303,6 +304,12 @@ def test_a_cache_that_is_only_read_needs_no_lock(tmp_path, monkeypatch):
     (made / "a").write_text("c")
     with pytest.raises(UserError, match=r"x-.*/a: has changed since it was written"):
         files.cached("x", "key", None)
+
+
+def test_a_small_share_of_the_marathon():
+    """The rest takes hours: python tests/marathon.py."""
+    marathon.mutations(60, 2, seed=0)
+    marathon.kills(2, seed=0)
 
 
 def test_without_stdout(place, monkeypatch):
