@@ -16,15 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from support.files import (
-    UserError,
-    check_sums,
-    read_json,
-    read_tensors,
-    reading,
-    write_atomically,
-    write_json,
-)
+from support import files
+from support.files import UserError, read_json, write_atomically, write_json
 from support.noise import dropout
 
 ACTIVATIONS = {
@@ -287,7 +280,7 @@ OTHER_MODELS = {  # model_type → why its weights do not fit this network
 def load(folder: str | Path, head: str, num_labels: int = 2) -> tuple[nn.Module, list[str]]:
     """A model from a Hugging Face folder → model, names of the tensors that the folder lacks: only
     parts of the head, which start afresh. Raises UserError for anything else."""
-    check_sums(Path(folder))
+    files.check_sums(Path(folder))
     config, _ = read_config(folder)
     weights = read_weights(folder)
     H, layers = config.hidden_size, config.num_hidden_layers
@@ -348,15 +341,15 @@ def read_weights(folder: str | Path) -> dict[str, torch.Tensor]:
     """Tensors under the file's names; UserError if unreadable. No code in a pickle (.bin) runs."""
     path, pickled = (Path(folder) / name for name in ("model.safetensors", "pytorch_model.bin"))
     if path.exists():
-        weights, _ = read_tensors(path)
+        weights, _ = files.read_tensors(path)
     elif not pickled.exists():
         raise UserError(f"{folder}: no model.safetensors, and no pytorch_model.bin (weights in "
                         "several files are not supported)")
     else:
         path = pickled
-        with reading(path, "not weights; a pickle can hold any program, so it was not run"):
+        with files.reading(path, "not weights; a pickle can hold any program, so it was not run"):
             weights = torch.load(path, map_location="cpu", weights_only=True)
-    with reading(path, "not weights"):
+    with files.reading(path, "not weights"):
         if all(isinstance(name, str) and name.isprintable() and tensor.layout == torch.strided
                for name, tensor in weights.items()):
             return weights

@@ -59,7 +59,7 @@ TORCH_ERRORS = {  # pattern in torch's message → what to say instead
     "(?i)(cuda|hip|mps).*out of memory": f"the GPU is out of memory; {NO_MEMORY}",
     "(out of|not enough|allocate) memory": f"the machine is out of memory; {NO_MEMORY}",
     "onnection (closed|reset) by peer|NCCL": "lost another process of this run; try --resume",
-    "(?i)(no working|failed to find) C.* compiler": "--compile needs a C++ compiler, and here is none that works; leave it out",
+    "(?i)(no working|failed to find) C.* compiler": "--compile needs a C++ compiler; leave it out",
 }
 locks = ExitStack()  # those of this command, which let_go() releases at its end
 

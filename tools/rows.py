@@ -104,13 +104,14 @@ def as_csv(table: list[dict], columns) -> str:
 def check(path: Path) -> list[dict[str, str]]:
     """→ its rows; UserError where a row could not be added, or some would be lost by it."""
     check_table(path, "key")
-    table = read(path)
     if path.exists():
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            header, *others = csv.reader(file)
-        if len(others) > len(table) and not set(COLUMNS) <= set(header):
-            raise UserError(f"{path}: mend or remove the rows that are warned of")
-    return table
+        with reading(path, "not a CSV file"), open(path, encoding="utf-8-sig", newline="") as file:
+            lines = csv.DictReader(file)
+            older = not set(COLUMNS) <= set(lines.fieldnames or ())  # it will be written anew
+            for row in lines:
+                if older and problem(row):
+                    raise UserError(f"{path}:{lines.line_num}: {problem(row)}; mend or remove it")
+    return read(path)
 
 
 def append(path: Path, row: dict) -> None:
