@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 
-from support.files import fail
+from support.files import UserError, fail
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,6 +56,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
+def unknown(flag: str, word: str, known: Iterable[str]) -> UserError:
+    """For a flag whose values argparse cannot list."""
+    return UserError(f"{flag} {word} is not known{nearest(word, known)} (one of "
+                     f"{', '.join(known)})")
+
+
 def number(low: float, high: float, kind=float, open_low: bool = True):
     """An argparse type: a number in (low, high], or in [low, high] with open_low=False."""
 
@@ -73,6 +79,18 @@ def number(low: float, high: float, kind=float, open_low: bool = True):
         return value
 
     return parse
+
+
+def keep(text: str) -> float:
+    """An argparse type: the share of weights that stay; per cent are told their share."""
+    try:
+        return number(0, 1)(text)
+    except argparse.ArgumentTypeError as error:
+        per_cent = re.fullmatch(r"(\d+(?:\.\d*)?) ?%?", text)
+        if not per_cent or not 0 < float(per_cent[1]) <= 100:
+            raise
+        hint = f"{float(per_cent[1]):g} % is {float(per_cent[1]) / 100:g}"
+        raise argparse.ArgumentTypeError(f"{error}; {hint}") from None
 
 
 positive = number(0, math.inf)
