@@ -74,8 +74,7 @@ def top_v_by_sorting(scores: list[Tensor], v: float) -> list[Tensor]:
 
 def top_v(scores: list[Tensor], v: float) -> list[Tensor]:
     """The same, faster: bool masks of the round(v·n) largest of the n scores of all tensors. Of
-    equal scores, a fixed hash scatters those that are kept: rows and columns do not empty in clumps.
-    """
+    equal scores, a fixed hash scatters those that are kept, so that no rows empty in clumps."""
     [masks] = top_of_groups([scores], v, [TopK()], scores[0].device)
     return masks
 
