@@ -65,7 +65,8 @@ def find_task(name: str, folder: str) -> data.Task:
         labels = {fields[position] for fields in (line.split("\t") for line in lines)
                   if len(fields) > position} - {""}  # what is wrong with a line, read_file says
         if len(labels) < 2:
-            raise UserError(f"{path}: needs two labels or more; it has {', '.join(labels) or 'none'}")
+            raise UserError(f"{path}: two labels are the least; it has "
+                            + (", ".join(labels) or "none"))
     return data.own_task(name, ["sentence"] if "sentence" in header else data.PAIR, sorted(labels))
 
 
@@ -275,7 +276,7 @@ def make_parser() -> cli.Parser:
     p = cli.Parser(description=__doc__)
     p.add_argument("folder", type=Path, metavar="FOLDER", help="a run, its export, or any BERT")
     p.add_argument("--task", metavar="TASK",
-                   help=f"only for another program's folder: {', '.join(data.TASKS)}, or an own one")
+                   help="only for another program's folder: any --task of train.py")
     p.add_argument("--data", metavar="DIR", help="sample, download or a folder (default: as run)")
     p.add_argument("--predict", type=Path, metavar="FILE",
                    help="label the rows of this file instead of measuring")

@@ -6,8 +6,8 @@
                                                       holds, as a folder for evaluate.py
     python export.py RUN --csv FILE                   sizes, and the metrics of each kind of values
 
-RUN/export holds config.json, model.safetensors, the tokenizer's files, run.json (evaluate.py reads
-the task from it) and the small file, compact.safetensors.xz. It is a safetensors file compressed by
+RUN/export holds config.json, model.safetensors, the tokenizer's files, a model card, run.json
+(evaluate.py reads the task from it) and the small file, compact.safetensors.xz. It is a safetensors file compressed by
 xz, so `xz -dc` opens it, but its tensors are not those of model.safetensors. Under Hugging Face's
 names it holds
 
@@ -32,7 +32,7 @@ import torch
 import bert
 import evaluate
 import masking
-from support import cli, files
+from support import card, cli, files
 
 COMPACT = "compact.safetensors.xz"
 VALUES = {"float32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
@@ -236,6 +236,10 @@ def main() -> None:
     files.write_atomically(folder / COMPACT, packed[args.values])
     table = size_table(weights, pruned, packed)
     left = sum(int(weights[name].count_nonzero()) for name in pruned)
+    measured = args.run / "metrics.json"
+    files.write_atomically(folder / "README.md", card.card(
+        recorded, files.read_json(measured) if measured.exists() else {}, type(model).__name__,
+        left, sum(weights[name].numel() for name in pruned)))
     print(show(table, left))
     print(f"\nwritten: {folder} (a Hugging Face folder) and, in it, {COMPACT} ({args.values})")
     if args.csv:

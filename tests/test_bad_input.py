@@ -182,7 +182,8 @@ OTHER_FLAGS = {  # the same of other programs
     "tools.sweep --csv run": "run: ",
     f"tools.sweep --csv {SST2_DEV}/x.csv": "dev.tsv is a file, not a folder",
     "tools.claims --claims shap": "shape",
-    "tools.claims --method l0": "--method",
+    "tools.claims --method lo": "did you mean l0",
+    "tools.claims --keep 0.5": "--keep",
     "tools.claims --claims close 7": "7",
 }
 
