@@ -329,22 +329,17 @@ def prepare(args):
     return settings, task, model.to(device), order, tokenizer
 
 
-def outputs_of(rows, model, task, tokenizer, settings, order) -> tuple[list, data.Features]:
-    """→ logits of each row, with the classes in the task's order, and the rows' features."""
+def outputs_of(rows, task, model, tokenizer, settings, order) -> tuple[list, data.Features]:
+    """→ logits of each row, the classes in the task's order, and features."""
     features = encode(task, rows, tokenizer, settings)
     return distill.reorder(predict(model, features, settings), order), features
 
 
 def classify(texts: list[str], task: data.Task, *parts) -> None:
-    """Print the classes of one sentence or pair with their probabilities, or its score; `parts`
-    are outputs_of's."""
-    if task.span or len(texts) != len(task.columns):
-        raise UserError("--text: not for questions about passages; use --predict" if task.span else
-                        f"--text: this task takes {len(task.columns)}, one for each of "
-                        + ", ".join(task.columns))
-    model, *rest = parts
-    rows = data.Rows([tuple(texts)], np.zeros(1, dtype=np.int64))
-    [logits], _ = outputs_of(rows, model, task, *rest)
+    """Print the classes of one sentence or pair with their probabilities, or its score."""
+    if len(texts) != len(task.columns):
+        raise UserError("--text: this task takes " + (", ".join(task.columns) or "--predict only"))
+    [logits], _ = outputs_of(data.Rows([tuple(texts)], np.zeros(1)), task, *parts)
     values = torch.from_numpy(logits).softmax(0).tolist() if task.labels else logits.tolist()
     for name, value in zip(task.output_names, values):
         print(f"  {name:24} {value:8.4f}")
@@ -354,7 +349,7 @@ def write_predictions(args, model, task, tokenizer, settings, order) -> None:
     """FOLDER/predictions-NAME in the layout of GLUE's server (index, prediction), or SQuAD's."""
     out = args.folder / f"predictions-{args.predict.stem}.{'json' if task.span else 'tsv'}"
     rows = data.read_file(task, args.predict, labelled=False)
-    logits, features = outputs_of(rows, model, task, tokenizer, settings, order)
+    logits, features = outputs_of(rows, task, model, tokenizer, settings, order)
     if task.span:
         write_json(out, squad.decode(rows, features, logits)[0])
     else:

@@ -7,9 +7,9 @@
     python export.py RUN --csv FILE                   sizes, and the metrics of each kind of values
 
 RUN/export holds config.json, model.safetensors, the tokenizer's files, a model card, run.json
-(evaluate.py reads the task from it) and the small file, compact.safetensors.xz. It is a safetensors file compressed by
-xz, so `xz -dc` opens it, but its tensors are not those of model.safetensors. Under Hugging Face's
-names it holds
+(evaluate.py reads the task from it) and the small file, compact.safetensors.xz. It is a safetensors
+file compressed by xz, so `xz -dc` opens it, but its tensors are not those of model.safetensors.
+Under Hugging Face's names it holds
 
     NAME             a vector in float32; a matrix in the chosen kind of values; or, for each
                      matrix of the encoder, only its k non-zero weights, row by row: (k)
@@ -221,7 +221,8 @@ def main() -> None:
     target = args.restore or folder
     if args.restore and (target.exists() or target.resolve() == folder.resolve()):
         raise files.UserError(f"--restore {target}: name a new folder")
-    recorded = files.read_json(args.run / "run.json")
+    recorded, measured = (files.read_json(args.run / f"{name}.json")
+                          for name in ("run", "metrics"))
     prepared = evaluate.prepare(evaluate.make_parser().parse_args([str(args.run)]))
     _, task, model, _, _ = prepared
     for path in (folder, target):
@@ -236,10 +237,9 @@ def main() -> None:
     files.write_atomically(folder / COMPACT, packed[args.values])
     table = size_table(weights, pruned, packed)
     left = sum(int(weights[name].count_nonzero()) for name in pruned)
-    measured = args.run / "metrics.json"
+    entries = sum(weights[name].numel() for name in pruned)
     files.write_atomically(folder / "README.md", card.card(
-        recorded, files.read_json(measured) if measured.exists() else {}, type(model).__name__,
-        left, sum(weights[name].numel() for name in pruned)))
+        recorded, measured, type(model).__name__, left, entries))
     print(show(table, left))
     print(f"\nwritten: {folder} (a Hugging Face folder) and, in it, {COMPACT} ({args.values})")
     if args.csv:

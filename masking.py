@@ -216,10 +216,11 @@ METHODS = {"dense": Dense, "random": Random, "magnitude": Magnitude, "l0": L0,
 
 
 def find_method(name: str) -> type[Method]:
-    """A class of METHODS by its name, or one of your own by FILE.py:Class, which runs the file."""
-    if name not in METHODS and not own.is_own(name):
+    """A class of METHODS by its name, or your own by FILE.py:Class, which runs the file."""
+    code = own.source(name)
+    if name not in METHODS and not code:
         raise cli.unknown("--method", name, [*METHODS, "FILE.py:Class"])
-    return METHODS.get(name) or own.method(name, Method)
+    return METHODS.get(name) or own.load(name, code, Method)
 
 
 # ------------------------------------------------------------------------------ the Pruner
