@@ -17,7 +17,8 @@ class PenaltySearch:
     value that they must exceed to stay, and every correction made meanwhile overshoots. But let q
     be the score that a share v of the scores exceeds. The final density is v exactly when q ends
     at `method.kept_above`, and q moves from the first step on. So λ steers the speed of q: from
-    wherever q is, straight to `kept_above`, to be there at T − t_f.
+    wherever q is, straight to `kept_above`, to be there at T. From T − t_f on, when learning rates
+    are low and little of the way is left, λ stays as it is.
 
     Args:
         method: has penalty(S), kept_above and floor (masking.Method).
@@ -28,11 +29,12 @@ class PenaltySearch:
 
     first_pull = 0.5  # the penalty's gradient at q over the task's
     gain, fastest = 10.0, 0.06  # corrections of log pull per ramp, and their limit at one step
-    state = ("pull", "speed", "task_rms", "q", "first_speed", "wanted_speed")  # changes every step
+    state = ("penalty", "pull", "speed", "task_rms", "q", "first_speed", "wanted_speed")
 
     def __init__(self, method, v: float, schedule, score_lr: Callable[[int], float]):
         self.method, self.v, self.schedule, self.score_lr = method, v, schedule, score_lr
         self.ramp = schedule.T - schedule.t_i - schedule.t_f
+        self.penalty = 0.0  # λ at the last step
         self.pull = self.first_pull  # the penalty's gradient at q, in units of the task's
         self.speed = 0.0  # of q, in learning rates a step; Adam cannot exceed about 1
         self.task_rms = 0.0  # of the task's gradient of a score
@@ -68,6 +70,8 @@ class PenaltySearch:
 
     def update(self, t: int, scores: list[Tensor], task_rms: float) -> float:
         """λ for step t, given the root mean square of the task's gradient of the scores."""
+        if t >= self.schedule.T - self.schedule.t_f:
+            return self.penalty
         before, self.q = self.q, self.quantile(scores)
         memory, lr = 0.9, self.score_lr(t)
         self.task_rms = (task_rms if before is None
@@ -81,14 +85,12 @@ class PenaltySearch:
         n = sum(S.numel() for S in scores)
         # pull = (λ R'(q) / n) / task_rms, solved for λ; R'(q) / n is the penalty's gradient of a
         # score at q, as the mean over matrices and entries makes it on average
-        return self.pull * self.task_rms * n / max(1e-6, self.slope())
+        self.penalty = self.pull * self.task_rms * n / max(1e-6, self.slope())
+        return self.penalty
 
     def adjust_pull(self, t: int, lr: float) -> None:
         """Pull harder when q is slower than the straight way to `kept_above` asks for."""
-        end = self.schedule.T - self.schedule.t_f
-        steps_left = max(end - t, 0.1 * self.ramp)
-        # the sum of the learning rates of these steps: they fall linearly to 0 at T
-        reach = lr * steps_left * (1 - steps_left / 2 / max(steps_left, self.schedule.T - t))
+        reach = lr * (self.schedule.T - t) / 2  # rates still to come: they fall linearly to 0 at T
         wanted = max(-1.0, min(1.0, (self.method.kept_above - self.q) / reach))
         self.first_speed = self.first_speed or max(abs(wanted), 1e-3)
         # scores start above kept_above, so q's speed is negative; it is proportional to the pull,

@@ -346,15 +346,18 @@ def test_penalty_search_ends_at_the_density_asked_for(keep, method, score_lr, sc
     model, pruner = attach(torch.ones(n // 50, 50), method, keep, schedule, penalty=search)
     m = pruner.matrices[0]
     optimizer = torch.optim.Adam([m.S], lr=score_lr)
+    penalties = []
     for t in range(T):
         pruner.set_masks(t)
         model.weight.grad = scale * (torch.randn_like(useful) - useful)
         optimizer.param_groups[0]["lr"] = search.score_lr(t)
         pruner.set_gradients(t)
         optimizer.step()
+        penalties.append(pruner.penalty)
     pruner.set_masks(T, training=False)
     assert pruner.density() == pytest.approx(keep, abs=0.005 if keep >= 0.05 else 0.002)
-    assert pruner.penalty > 0
+    assert 0 < penalties[T - 121] == penalties[T - 120] == penalties[-1]  # frozen from T − t_f on
+    assert penalties[T - 122] != penalties[-1]
 
 
 def test_penalty_search_counts_what_the_floor_keeps():
@@ -370,7 +373,7 @@ def test_penalty_search_goes_on_where_the_penalty_has_no_slope_left():
     """Scores that ran away: σ'(q) is 0 in float32, and λ is finite all the same."""
     scores = [torch.linspace(100, 200, 1000)]
     for method in (SoftMovement(), L0()):
-        search = PenaltySearch(method, 0.1, NOW, lambda t: 0.1)
+        search = PenaltySearch(method, 0.1, Schedule(10, 0, 2), lambda t: 0.1)
         assert all(0 < search.update(t, scores, 1e-3) < math.inf for t in (1, 2, 3))
 
 
