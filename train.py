@@ -55,7 +55,7 @@ class Settings:
     method: str = flag("movement", ", ".join(masking.METHODS) + ", or FILE.py:Class, an own one",
                        metavar="METHOD")
     keep: float = flag(0.1, "share of the pruned matrices' weights that remain, above 0 to 1",
-                       type=cli.keep, metavar="V")
+                       type=cli.number(0, 1), metavar="V")
     penalty: float | None = flag(None, "soft_movement, l0: a fixed λ, or paper: its λ nearest to "
                                  "--keep (default: search for λ)", metavar="λ")
     scope: str = flag("local", "local: rank scores matrix by matrix; global: all together",

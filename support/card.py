@@ -2,8 +2,7 @@
 
 from huggingface_hub import ModelCardData
 
-SHOWN = ("task", "method", "data", "model", "teacher", "keep", "penalty", "scope", "steps",
-         "batch_size", "lr", "score_lr", "max_length", "warmup", "hold", "cooldown", "seed")
+SETTINGS = ("task", "method", "keep", "penalty", "data", "model", "teacher", "steps", "lr", "seed")
 
 
 def card(run: dict, metrics: dict, architecture: str, left: int, entries: int) -> str:
@@ -12,8 +11,7 @@ def card(run: dict, metrics: dict, architecture: str, left: int, entries: int) -
     auto = architecture.replace("Bert", "AutoModel")
     front = ModelCardData(library_name="transformers", tags=["movement-pruning", "pruning"],
                           pipeline_tag="question-answering" if span else "text-classification")
-    words = " ".join(f"--{name.replace('_', '-')} {run[name]}" for name in SHOWN
-                     if run.get(name) is not None)
+    words = " ".join(f"--{name} {run[name]}" for name in SETTINGS if run.get(name) is not None)
     rows = "".join(f"| {name} | {value:.2f} |\n"
                    for name, value in metrics.get("metrics", {}).items())
     return f"""---
@@ -26,6 +24,8 @@ Fine-pruned with {run["method"]}, as in *Movement Pruning: Adaptive Sparsity by 
 Wolf, Rush 2020, arXiv 2005.07683), from {run["model"]}, on {run["data"]}:
 
     python train.py {words}
+
+(run.json has all other settings.)
 
 Density: {left:,} of the {entries:,} weights in the encoder's matrices are not zero. Embeddings,
 biases, LayerNorms, pooler and head are whole.

@@ -73,24 +73,14 @@ def number(low: float, high: float, kind=float, open_low: bool = True):
         above = low < value or (low == value and not open_low)
         if not (above and value <= high and value < math.inf):
             end = "" if high == math.inf else f" and at most {high:g}"
+            if high == 1 < value <= 100:
+                end += f"; {value:g} % is {value / 100:g}"
             what = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(
                 f"{text!r} is not {what} {'above' if open_low else 'of at least'} {low:g}{end}")
         return value
 
     return parse
-
-
-def keep(text: str) -> float:
-    """An argparse type: the share of weights that stay; per cent are told their share."""
-    try:
-        return number(0, 1)(text)
-    except argparse.ArgumentTypeError as error:
-        per_cent = re.fullmatch(r"(\d+(?:\.\d*)?) ?%?", text)
-        if not per_cent or not 0 < float(per_cent[1]) <= 100:
-            raise
-        hint = f"{float(per_cent[1]):g} % is {float(per_cent[1]) / 100:g}"
-        raise argparse.ArgumentTypeError(f"{error}; {hint}") from None
 
 
 positive = number(0, math.inf)

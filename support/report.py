@@ -227,13 +227,12 @@ def result(metrics: dict, folder: Path) -> str:
     """The table at the end of a run, and what to do next; `metrics`: its metrics.json."""
     held_out = {name + HELD_OUT: value
                 for name, value in metrics.get("held_out_metrics", {}).items()}
-    dense, values = dense_beside(metrics, folder), metrics["metrics"] | held_out
-    width = max(map(len, [*values, "density"]))
-    lines = [f"  {name:{width}}  {value:8.4g} %" + (
-        f"   {100 * value / dense[name]:.0f} % of dense, {dense[name]:.1f}"
-        if dense.get(name) else "") for name, value in values.items()]
-    lines.append(f"  {'density':{width}}  {100 * metrics['density']:8.4g} %")
-    table = "\n".join(lines)
+    values = metrics["metrics"] | held_out | {"density": 100 * metrics["density"]}
+    dense, width = dense_beside(metrics, folder), max(map(len, values))
+    beside = {name: f"   {100 * values[name] / dense[name]:.0f} % of dense, {dense[name]:.1f}"
+              for name in values if dense.get(name)}
+    table = "\n".join(f"  {name:{width}}  {value:8.4g} %{beside.get(name, '')}"
+                      for name, value in values.items())
     return (f"{table}\n  {metrics['nonzero_parameters']:,} non-zero parameters in the encoder's "
             f"matrices, {metrics['nonzero_parameters_total']:,} in the whole model\n"
             f"saved in {folder} · trained in {metrics['train_seconds']:.0f} s\n"

@@ -137,6 +137,7 @@ FLAGS = {  # flags of train.py: what is said
     "--keep -0.1": "'-0.1' is not a number above 0 and at most 1",
     "--keep 1.01": "'1.01' is not a number above 0 and at most 1",
     "--keep 10%": "'10%' is not a number",
+    "--keep 10": "10 % is 0.1",
     "--keep nan": "'nan' is not a number",
     "--lr inf": "'inf' is not a number",
     "--epochs 1e999": "'1e999' is not a number",
@@ -173,7 +174,8 @@ FLAGS = {  # flags of train.py: what is said
     "--output run --resume --overwrite": "give one of them",
 }
 OTHER_FLAGS = {  # the same of other programs
-    "evaluate.py nowhere --task sst2": "nowhere: no such folder",
+    "evaluate.py nowhere": "nowhere: no such folder",
+    "evaluate.py run --text a b": "this task takes sentence",
     f"evaluate.py {SST2_DEV} --task sst2": "no such folder",
     "evaluate.py run --task mnli": "has 2 labels, the task 3",
     "evaluate.py run --data nowhere": "no such folder",

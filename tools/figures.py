@@ -314,31 +314,25 @@ def figure6_matrices(axis, a) -> None:
     axis.grid(False)
 
 
-def curves(path: Path, runs: list[tuple]) -> None:
-    """Loss, density, λ and, with --eval-every, the metric over the steps of each run; `runs`: pairs
-    of an Anatomy and the lines of its log."""
-    found = {name for _, log in runs for line in log for name in line if line[name]}
-    shown = [name for name in ("loss", "density", "penalty") if name in found]
-    shown += [name for name in rows.METRICS if name in found][:1]
-    if not shown:
-        return
+def curves(path: Path, runs: list, folders: list[Path]) -> None:
+    """Loss, density, λ and, with --eval-every, the metric over the steps of each run."""
+    logs = []
+    for log in (folder / "log.jsonl" for folder in folders):
+        with reading(log, "damaged"):
+            logs.append([json.loads(line) for line in read_lines(log)])
+    found = {name for log in logs for line in log for name in line if line[name]}
+    shown = ["loss", "density", *[name for name in ("penalty", *rows.METRICS) if name in found][:2]]
     figure, axes = panels(len(shown))
-    dash = dashes([(a.method, a.label) for a, _ in runs])
+    dash = dashes([(a.method, a.label) for a in runs])
     for axis, name in zip(axes, shown):
-        for a, log in runs:
-            x, y = np.array([(line["step"], line[name]) for line in log if name in line]).T
+        for a, log in zip(runs, logs):
+            x, y = np.array([(s["step"], s[name]) for s in log if name in s] or [(0, np.nan)]).T
             few = max(1, len(y) // 50) if name == "loss" else 1  # its mean over a fiftieth
             axis.plot(x[few - 1:], np.convolve(y, np.ones(few) / few, "valid"), dash[a.label],
                       color=style_of(a.method)[0], label=a.label)
         axis.set(xlabel="step", ylabel="λ" if name == "penalty" else name.replace("_", " "))
     legend(figure, axes)
     save(figure, path)
-
-
-def read_log(run: Path) -> list[dict]:
-    path = run / "log.jsonl"
-    with reading(path, "damaged"):
-        return [json.loads(line) for line in read_lines(path)] if path.exists() else []
 
 
 def from_runs(folders: list[Path], output: Path) -> None:
@@ -349,7 +343,7 @@ def from_runs(folders: list[Path], output: Path) -> None:
     rows.write(output / "anatomy.csv", [row for _, table in measured for row in table],
                anatomy.COLUMNS)
     runs = [a for a, _ in measured]
-    curves(output / "curves", list(zip(runs, map(read_log, folders))))
+    curves(output / "curves", runs, folders)
     draw_panels(output / "figure1", [a for a in runs if a.parts[0].W0 is not None], figure1,
                 xlabel="pretrained weight", ylabel="fine-tuned weight")
     draw_panels(output / "figure4a", runs, figure4a, xlabel="remaining weight",
