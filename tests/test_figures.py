@@ -383,7 +383,7 @@ def test_methods_look_the_same_everywhere_and_unlike_each_other():
     assert list(figures.STYLES) == list(rows.METHOD_NAMES) == list(masking.METHODS)
     assert {m for m, method in masking.METHODS.items() if not method.ranked} == {*tables.GLOBAL}
     for part in zip(*figures.STYLES.values(), *figures.OWN_STYLES):
-        assert len(set(part)) == len(figures.STYLES) + 1
+        assert len(set(part)) == len(figures.STYLES) + len(figures.OWN_STYLES)
     made = figures.dashes([("movement", "movement"), ("movement", "movement, global"),
                            ("l0", "L0"), ("movement", "movement"), ("a.py:A", "A"),
                            ("b.py:B", "B")])
