@@ -386,8 +386,8 @@ def test_methods_look_the_same_everywhere_and_unlike_each_other():
         assert len(set(part)) == len(figures.STYLES) + len(figures.OWN_STYLES)
     made = figures.dashes([("movement", "movement"), ("movement", "movement, global"),
                            ("l0", "L0"), ("movement", "movement"), ("a.py:A", "A"),
-                           ("b.py:B", "B")])
-    assert made == {"movement": "-", "movement, global": "--", "L0": "-", "A": "-", "B": "--"}
+                           ("b.py:A", "A, too")])
+    assert made == {"movement": "-", "movement, global": "--", "L0": "-", "A": "-", "A, too": "--"}
 
 
 def test_without_matplotlib_one_line_says_what_to_install(monkeypatch):

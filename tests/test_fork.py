@@ -211,7 +211,7 @@ def test_a_loop_with_a_model_of_transformers(name, tmp_path, request):
     if name == "real":
         model = type(model).from_pretrained(request.getfixturevalue("real_model"))
     pattern = r"\.h\.\d+\.(attn|mlp)\.c_" if name == "GPT2" else masking.ENCODER
-    schedule = masking.Schedule(T=200 if name != "real" else 50, t_i=10, t_f=20)
+    schedule = masking.Schedule(T=40 if name == "real" else 200, t_i=10, t_f=20)
     pruner = masking.Pruner(masking.encoder_matrices(model, pattern), masking.Movement(), 0.1,
                             schedule)
     optimizer = torch.optim.AdamW([{"params": pruner.weights(), "lr": 1e-3},
