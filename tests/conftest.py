@@ -30,6 +30,11 @@ from tiny import cache, change_loss, command, place, ready, sample_run  # noqa: 
 
 
 @pytest.fixture(scope="session")
+def transformers():
+    return pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="session")
 def real_model() -> Path:
     """A Hugging Face folder with a real BERT."""
     return named_by("MOVEMENT_TEST_MODEL")

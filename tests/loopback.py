@@ -10,14 +10,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-    def send(self, code, headers, body=b""):
-        self.send_response(code)
-        for name, value in headers.items():
-            self.send_header(name, str(value))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
     def do_GET(self):
         path = self.path.partition("?")[0]
         self.server.asked.append(path)
@@ -29,10 +21,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if mood.isdigit():
             code, headers, body = int(mood), {}, b""
         sent = {"cut": body[: len(body) // 2], "cut at once": b"", "hang": body[:10],
-                "longer": body + b"x" * 10}.get(mood, body)
-        if mood != "no length":
+                "longer": body + b"x" * 10, "other": body[:-1] + b"x"}.get(mood.split(",")[0], body)
+        if not mood.endswith("no length"):
             headers = headers | {"Content-Length": max(len(body), len(sent))}
-        self.send(code, headers, sent)
+        self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(sent)
         if mood == "hang":
             self.server.released.wait(300)
             self.wfile.write(body[10:])

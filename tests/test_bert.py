@@ -7,10 +7,9 @@ import pytest
 import safetensors.torch
 import tokenizers
 import torch
-from tiny import Trap
+from tiny import Trap, batch, compare_with_transformers, refusal
 
 import bert
-from support.files import UserError
 from support.noise import dropout
 
 ODD = bert.Config(  # no power of two, and no value of BERT-base
@@ -29,18 +28,8 @@ def odd_model(head="classification"):
     return model
 
 
-def batch(vocab_size, lengths=(17, 9, 1, 12), first=(7, 9, 1, 2)):
-    """A padded batch: input_ids, attention_mask, token_type_ids, (4, 17) each."""
-    torch.manual_seed(2)
-    t = torch.arange(max(lengths))[None, :]
-    mask = (t < torch.tensor(lengths)[:, None]).long()
-    types = (t >= torch.tensor(first)[:, None]).long() * mask
-    return torch.randint(5, vocab_size, mask.shape) * mask, mask, types
-
-
 def write_folder(path, weights, **config):
     """A Hugging Face folder, written by hand."""
-    path.mkdir(exist_ok=True)
     (path / "config.json").write_text(json.dumps(bert.asdict(ODD) | config))
     safetensors.torch.save_file(weights, path / "model.safetensors")
     return path
@@ -61,30 +50,6 @@ def weights():
 
 
 # -------------------------------------------------------------- parity with transformers
-
-
-@pytest.fixture(scope="module")
-def transformers():
-    return pytest.importorskip("transformers")
-
-
-@torch.no_grad()
-def compare(ours, theirs):
-    """The hidden states of every layer and the logits agree, also at padding."""
-    ids, mask, types = batch(ours.bert.config.vocab_size)
-    hidden_states = []
-    for module in (ours.bert.embeddings, *ours.bert.layers):
-        module.register_forward_hook(lambda module, args, output: hidden_states.append(output))
-    logits = ours.eval()(ids, mask, types)
-    output = theirs.eval()(ids, attention_mask=mask, token_type_ids=types,
-                           output_hidden_states=True)
-    for x, y in zip(hidden_states, output.hidden_states, strict=True):
-        y = y[:, : x.shape[1]]  # a classifier's last layer computes the first token alone
-        torch.testing.assert_close(x, y, atol=1e-5, rtol=0)
-    assert hidden_states[-1].std() > 0.1  # there is something to compare
-    their_logits = output.logits if "logits" in output else torch.stack(
-        [output.start_logits, output.end_logits], dim=2)
-    torch.testing.assert_close(logits, their_logits, atol=1e-5, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.float64, 1e-15)])
@@ -141,7 +106,7 @@ def test_transformers_reads_computes_and_writes_the_same(head, transformers, tmp
     theirs, report = auto.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert labels is None or list(theirs.config.id2label.values()) == labels
-    compare(ours, theirs)
+    compare_with_transformers(ours, theirs)
     theirs.save_pretrained(tmp_path / "theirs")
     check_loaded(tmp_path / "theirs", head, ours)
 
@@ -155,7 +120,7 @@ def test_equals_transformers_on_real_weights(head, transformers, real_model):
     keys = theirs.load_state_dict(bert.hf_weights(ours), strict=False)
     assert not keys.unexpected_keys
     assert all(name.startswith("cls.predictions.decoder.") for name in keys.missing_keys)
-    compare(ours, theirs)
+    compare_with_transformers(ours, theirs)
 
 
 @torch.no_grad()
@@ -252,12 +217,8 @@ def test_a_head_with_another_number_of_labels_is_fresh(weights, tmp_path):
 # ---------------------------------------------------------------------------- refused
 
 
-def refusal(folder):
-    """What the refusal of a folder says, in one line."""
-    with pytest.raises(UserError) as error:
-        bert.load(folder, "classification", 3)
-    assert str(folder) in str(error.value) and "\n" not in str(error.value)
-    return str(error.value)
+def refused(folder):
+    return refusal(bert.load, folder, "classification", 3)
 
 
 NAME = "bert.encoder.layer.1.intermediate.dense.weight"
@@ -281,7 +242,7 @@ BROKEN = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_broken_weights_are_named(case, weights, tmp_path):
     change, said = BROKEN[case]
-    assert said in refusal(write_folder(tmp_path, change(weights)))
+    assert said in refused(write_folder(tmp_path, change(weights)))
 
 
 CONFIGS = {
@@ -313,7 +274,7 @@ CONFIGS = {
 @pytest.mark.parametrize("case", CONFIGS)
 def test_refused_configurations(case, weights, tmp_path):
     change, said = CONFIGS[case]
-    assert said in refusal(write_folder(tmp_path, weights, **change))
+    assert said in refused(write_folder(tmp_path, weights, **change))
 
 
 @pytest.mark.parametrize("config", [{}, {"model_type": "bert"}, {"architectures": ["BertModel"]}])
@@ -328,7 +289,7 @@ def test_a_pickle_with_code_in_it_is_not_run(write, weights, tmp_path, monkeypat
     bert.save(odd_model(), tmp_path)
     (tmp_path / "model.safetensors").unlink()
     write({**weights, "trap": Trap()}, tmp_path / "pytorch_model.bin")
-    assert "not run" in refusal(tmp_path)
+    assert "not run" in refused(tmp_path)
     assert not (tmp_path / "sprung").exists()
     pickle.loads(pickle.dumps(Trap()))
     assert (tmp_path / "sprung").exists()  # the trap itself does work
@@ -356,15 +317,7 @@ def test_files_that_are_no_weights(case, tmp_path):
         (tmp_path / name).write_bytes(content)
     elif content:
         torch.save(content, tmp_path / name)
-    assert said in refusal(tmp_path)
-
-
-def test_a_truncated_file(weights, tmp_path):
-    path = write_folder(tmp_path, weights) / "model.safetensors"
-    content = path.read_bytes()
-    for share in (0.001, 0.5, 0.999):
-        path.write_bytes(content[: int(share * len(content))])
-        assert "not weights" in refusal(tmp_path)
+    assert said in refused(tmp_path)
 
 
 @pytest.mark.parametrize("id2label, labels", [
@@ -379,5 +332,4 @@ def test_labels(id2label, labels, tmp_path):
     if labels:
         assert bert.read_labels(tmp_path) == labels
     else:
-        with pytest.raises(UserError, match="id2label"):
-            bert.read_labels(tmp_path)
+        assert "id2label" in refusal(bert.read_labels, tmp_path)

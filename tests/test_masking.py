@@ -46,21 +46,14 @@ def test_top_v_by_hand(top_v):
 
 
 @pytest.mark.parametrize("v", [0.003, 0.03, 0.1, 0.333, 0.5, 0.97])
-@pytest.mark.parametrize("kind", ["distinct", "all equal", "few values", "rows equal"])
-def test_top_v_keeps_exactly_k_under_ties(v, kind):
+@pytest.mark.parametrize("values", [1, 4, 37 * 53])  # all scores equal, many ties, none
+def test_top_v_keeps_exactly_k_under_ties(v, values):
     torch.manual_seed(0)
-    S = {
-        "distinct": torch.randn(37, 53),
-        "all equal": torch.zeros(37, 53),
-        "few values": torch.randint(0, 4, (37, 53)).float(),
-        "rows equal": torch.arange(37.0)[:, None].expand(37, 53).contiguous(),
-    }[kind]
+    S = (torch.randperm(37 * 53) % values).float().view(37, 53)
     [M] = top_v([S], v)
-    if kind == "distinct":
-        assert torch.equal(M, top_v_by_sorting([S], v)[0])
-    assert M.sum() == round(v * S.numel())
-    assert M.dtype == torch.bool
-    assert S[M == 1].min() >= S[M == 0].max()  # nothing kept is lower than anything pruned
+    assert values < S.numel() or torch.equal(M, top_v_by_sorting([S], v)[0])
+    assert M.sum() == round(v * S.numel()) and M.dtype == torch.bool
+    assert S[M].min() >= S[~M].max()  # nothing kept is lower than anything pruned
     assert torch.equal(M, top_v([S.clone()], v)[0])  # the same every time
 
 
@@ -291,20 +284,6 @@ def test_a_pruned_weight_comes_back():
     assert m.ever_pruned[0].tolist() == [True, True]
 
 
-def test_what_was_ever_pruned_is_remembered():
-    W = torch.tensor([[3.0, 2.0, 1.0]])
-    _, pruner = attach(W, Magnitude(), keep=2 / 3)
-    m = pruner.matrices[0]
-    for weights, pruned in ((W, [0, 0, 1]), (W.flip(1), [1, 0, 0])):
-        m.W.data.copy_(weights)
-        pruner.set_masks(10)
-        assert (m.M[0] == 0).tolist() == [bool(x) for x in pruned]
-    assert m.ever_pruned[0].tolist() == [True, False, True]
-    _, other = attach(W, Magnitude(), keep=2 / 3)
-    other.load_state_dict(pruner.state_dict())
-    assert other.matrices[0].ever_pruned.equal(m.ever_pruned)
-
-
 # -- Eq. (5)
 
 
@@ -377,26 +356,7 @@ def test_penalty_search_goes_on_where_the_penalty_has_no_slope_left():
         assert all(0 < search.update(t, scores, 1e-3) < math.inf for t in (1, 2, 3))
 
 
-# -- any model
-
-
-def test_any_model_can_be_pruned_from_outside():
-    """Two steps on a plain network: the mask is exact and the loss's gradient is used."""
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(10, 20), nn.Tanh(), nn.Linear(20, 2))
-    pruner = Pruner({"0": net[0].weight, "2": net[2].weight}, Movement(), 0.25, NOW)
-    others = [net[0].bias, net[2].bias]
-    optimizer = torch.optim.AdamW([{"params": pruner.weights() + others, "lr": 1e-2},
-                                   {"params": pruner.scores(), "lr": 1e-2}], weight_decay=0.0)
-    for t in range(1, 8):
-        pruner.set_masks(t)
-        nn.functional.cross_entropy(net(torch.randn(8, 10)), torch.arange(8) % 2).backward()
-        pruner.set_gradients(t)
-        optimizer.step()
-        optimizer.zero_grad()
-    pruner.set_masks(10, training=False)
-    assert torch.count_nonzero(net[0].weight) == 50
-    assert torch.count_nonzero(net[2].weight) == 10
+# -- methods and models of one's own
 
 
 def test_a_method_of_ones_own_in_ten_lines():

@@ -5,78 +5,71 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
+from tiny import check_same_bits, wait_until
 
 from support import checkpoints, parallel
 from support.files import UserError
 
 WORDS = ("--task", "mnli", "--method", "movement", "--model", "untrained:1x32", "--max-length", 32,
-         "--max-train-rows", 331, "--max-eval-rows", 40, "--steps", 120, "--save-every", 10,
+         "--max-train-rows", 331, "--max-eval-rows", 40, "--steps", 40, "--save-every", 5,
          "--grad-accum", 6)  # the last batch is 11 rows: 6 and 5 of two processes
 
 
-def torchrun(*words, **options):
+def torchrun(*words):
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2,
              ROOT / "train.py", *WORDS, *words]
     return subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, **options)
+                            text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
-@pytest.fixture(scope="module")
-def one(command, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("one") / "r"
-    done = command("train.py", *WORDS, "--output", folder)
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two") / "r"
-    running = torchrun("--output", folder)
+def printed_by(running) -> str:
+    """What it printed, once it is done and all went well."""
     out, err = running.communicate(timeout=120)
     assert running.returncode == 0, err
-    assert out.count("schedule ") == 1, "only the main process prints"
-    assert "2 processes" in out
+    return out
+
+
+@pytest.fixture(scope="module")
+def two(cache, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two") / "r"
+    printed = printed_by(torchrun("--output", folder))
+    assert printed.count("schedule ") == 1, "only the main process prints"
+    assert "2 processes" in printed
     return folder
 
 
-def test_two_processes_do_what_one_does(one, two):
-    logs = [[json.loads(line)["loss"] for line in (folder / "log.jsonl").open()]
-            for folder in (one, two)]
-    assert logs[0] == pytest.approx(logs[1], abs=1e-3)
-    single, double = (load_file(folder / "model.safetensors") for folder in (one, two))
-    same = [torch.equal(single[n] == 0, double[n] == 0) for n in single if "layer" in n]
-    close = [torch.allclose(single[n], double[n], atol=1e-3) for n in single]
-    assert sum(same) >= 0.8 * len(same) and sum(close) >= 0.8 * len(close)
+def test_two_processes_do_what_one_does(two, command, tmp_path):
+    """But for rounding, which came to 5e-7 after these 40 steps."""
+    command("train.py", *WORDS, "--output", tmp_path).succeeded()
+    one_log, two_log = (map(json.loads, (run / "log.jsonl").open()) for run in (tmp_path, two))
+    for one_line, two_line in zip(one_log, two_log, strict=True):
+        assert one_line == pytest.approx(two_line, abs=1e-5)
+    for name in ("model.safetensors", "pruning.safetensors"):  # all masks are equal
+        torch.testing.assert_close(load_file(tmp_path / name), load_file(two / name),
+                                   atol=1e-5, rtol=0)
 
 
-def children(pid):
+def child_of(pid):
     out = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
-    return [int(p) for p in out.stdout.split()]
+    return int(out.stdout.split()[-1])
 
 
 def test_a_killed_process_ends_the_job_which_resumes_to_the_same_bits(two, tmp_path):
-    running = torchrun("--output", tmp_path / "r")
-    end = time.time() + 60
-    while not (tmp_path / "r" / "checkpoint.pt").exists() and time.time() < end:
-        time.sleep(0.02)
-    os.kill(children(running.pid)[-1], signal.SIGKILL)
+    running = torchrun("--output", tmp_path)
+    wait_until((tmp_path / "checkpoint.pt").exists, running)
+    os.kill(child_of(running.pid), signal.SIGKILL)
     _, err = running.communicate(timeout=90)
     assert running.returncode != 0
     assert "Signal 9" in err or "SIGKILL" in err
-    assert not (tmp_path / "r" / "metrics.json").exists()
-    running = torchrun("--output", tmp_path / "r", "--resume")
-    out, err = running.communicate(timeout=120)
-    assert running.returncode == 0 and "going on from step" in out, err
-    for name in ("model.safetensors", "pruning.safetensors"):
-        assert (tmp_path / "r" / name).read_bytes() == (two / name).read_bytes()
+    assert not (tmp_path / "metrics.json").exists()
+    assert "going on from step" in printed_by(torchrun("--output", tmp_path, "--resume"))
+    check_same_bits(tmp_path, two)
 
 
 def test_a_gpu_of_ones_own_is_no_other_setting(tmp_path):

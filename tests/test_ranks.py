@@ -3,11 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import masking
-from masking import Movement, Pruner, Schedule
 from support import ranks
 from support.ranks import TopK, top_of_groups
 from tools.benchmark import Size, Trainee
@@ -99,24 +97,6 @@ def test_not_a_number_stops_nothing():
         [M] = top_k.masks([S], 50)
         assert bad or M.sum() == 50
         assert bad or torch.equal(M, ranks.top_of_rows(S[None], 50)[0])
-
-
-@pytest.mark.parametrize("scope", ["local", "global"])
-def test_forgetting_earlier_ranks_changes_no_mask(scope):
-    """So a run that goes on after an interruption need not save them."""
-    torch.manual_seed(0)
-    weights = {name: nn.Parameter(torch.randn(30, 20)) for name in "ab"}
-    always, afresh = (Pruner(weights, Movement(), 0.1, Schedule(40, 5, 5), scope)
-                      for _ in range(2))
-    for t in range(40):
-        afresh.ranks = [TopK() for _ in afresh.groups]
-        for a, b in zip(always.matrices, afresh.matrices):
-            a.S.data += torch.randn(30, 20)
-            b.S.data.copy_(a.S.data)
-        always.set_masks(t)
-        afresh.set_masks(t)
-        for a, b in zip(always.matrices, afresh.matrices):
-            assert torch.equal(a.M, b.M)
 
 
 @pytest.mark.parametrize("method", ["magnitude", "movement", "soft_movement"])

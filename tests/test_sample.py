@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from torch.nn import functional as F
 
 import data
 from sample import generate, lexicon
 from sample.nli import Sentence, label
-from support import squad as squad_reader
 from support.files import UserError
 
 # of a few rows of each task, and of some documents for pretraining
@@ -123,14 +121,8 @@ def test_pretraining_text_has_every_kind_of_document():
     assert any("is a kind of" in t for t in text) and any(t.endswith("it is good .") for t in text)
 
 
-def test_squad_answers_stand_in_their_passages(fewer_rows):
-    path = generate.sample_folder("SQuAD") / "SQuAD" / "train-v1.1.json"
-    questions = squad_reader.read(path)
-    assert questions.unfound == 0 and len(questions) == generate.SIZES["SQuAD"]["train"]
-
-
 def bag_of_words(task):
-    """Logistic regression on the words of each text → accuracy on the first dev split."""
+    """Ridge regression on the words of each text → accuracy on the first dev split."""
     train, dev = list(read_all(task).values())[:2]
     columns = {}  # (which text, word) → column
 
@@ -141,13 +133,8 @@ def bag_of_words(task):
         x[tuple(zip(*found))] = 1.0
         return x
 
-    x, labels = bags(train), torch.from_numpy(train.labels)
-    W = torch.zeros(1_000, max(train.labels) + 1, requires_grad=True)
-    optimizer = torch.optim.Adam([W], 0.05)
-    for _ in range(40):
-        optimizer.zero_grad()
-        F.cross_entropy(x @ W, labels).backward()
-        optimizer.step()
+    x, classes = bags(train), torch.eye(max(train.labels) + 1)
+    W = torch.linalg.solve(x.T @ x + torch.eye(1_000), x.T @ classes[train.labels])
     return 100 * np.mean((bags(dev) @ W).argmax(1).numpy() == dev.labels)
 
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from tiny import refusal
 from tokenizers import BertWordPieceTokenizer
 
 import data
@@ -113,9 +114,7 @@ AT_QA = ": data[0].paragraphs[0].qas[0]"
 ])
 def test_errors_name_file_and_place(tmp_path, value, message):
     path = save(tmp_path, value)
-    with pytest.raises(UserError) as error:
-        squad.read(path)
-    assert str(error.value).startswith(f"{path}{message}")
+    assert refusal(squad.read, path).startswith(f"{path}{message}")
 
 
 # ------------------------------------------------------------- windows and labels

@@ -13,10 +13,12 @@ import time
 from typing import NamedTuple
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 
 import bert
+import data
 import train
 from sample import generate, pretrain
 from support import files
@@ -67,10 +69,51 @@ def write_model(folder):
     files.write_atomically(folder / "vocab.txt", "".join(word + "\n" for word in WORDS))
 
 
+def features_of(lengths):
+    """Rows of these lengths, of padding alone."""
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    return data.Features(np.zeros(starts[-1], np.int32), starts, np.asarray(lengths),
+                         np.zeros(len(lengths), int), 0)
+
+
 def digests(folder):
     """name → digest of every file in a folder."""
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
             for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def check_same_bits(folder, other):
+    """Two runs ended with the same bits."""
+    for name in ("model.safetensors", "pruning.safetensors", "log.jsonl"):
+        assert (folder / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def batch(vocab_size, lengths=(17, 9, 1, 12), first=(7, 9, 1, 2)):
+    """A padded batch: input_ids, attention_mask, token_type_ids, (4, 17) each."""
+    torch.manual_seed(2)
+    t = torch.arange(max(lengths))[None, :]
+    mask = (t < torch.tensor(lengths)[:, None]).long()
+    types = (t >= torch.tensor(first)[:, None]).long() * mask
+    return torch.randint(5, vocab_size, mask.shape) * mask, mask, types
+
+
+@torch.no_grad()
+def compare_with_transformers(ours, theirs):
+    """The hidden states of every layer and the logits agree, also at padding."""
+    ids, mask, types = batch(ours.bert.config.vocab_size)
+    hidden_states = []
+    for module in (ours.bert.embeddings, *ours.bert.layers):
+        module.register_forward_hook(lambda module, args, output: hidden_states.append(output))
+    logits = ours.eval()(ids, mask, types)
+    output = theirs.eval()(ids, attention_mask=mask, token_type_ids=types,
+                           output_hidden_states=True)
+    for x, y in zip(hidden_states, output.hidden_states, strict=True):
+        y = y[:, : x.shape[1]]  # a classifier's last layer computes the first token alone
+        torch.testing.assert_close(x, y, atol=1e-5, rtol=0)
+    assert hidden_states[-1].std() > 0.1  # there is something to compare
+    their_logits = output.logits if "logits" in output else torch.stack(
+        [output.start_logits, output.end_logits], dim=2)
+    torch.testing.assert_close(logits, their_logits, atol=1e-5, rtol=1e-6)
 
 
 class Trap:
@@ -107,6 +150,15 @@ def run_here(program, *words) -> Done:
         except SystemExit as end:
             status = end.code
     return Done(status, *(stream.buffer.getvalue().decode() for stream in (out, err)))
+
+
+def refusal(read, path, *more):
+    """Why read(path, …) refuses the path: one line that names it."""
+    with pytest.raises(files.UserError) as error:
+        read(path, *more)
+    said = str(error.value)
+    assert str(path) in said and "\n" not in said
+    return said
 
 
 def check_refused(done, said, status=2):
