@@ -221,8 +221,7 @@ def main() -> None:
     target = args.restore or folder
     if args.restore and (target.exists() or target.resolve() == folder.resolve()):
         raise files.UserError(f"--restore {target}: name a new folder")
-    recorded, measured = (files.read_json(args.run / f"{name}.json")
-                          for name in ("run", "metrics"))
+    recorded, measured = files.read_json(args.run / "run.json"), args.run / "metrics.json"
     prepared = evaluate.prepare(evaluate.make_parser().parse_args([str(args.run)]))
     _, task, model, _, _ = prepared
     for path in (folder, target):
@@ -238,8 +237,10 @@ def main() -> None:
     table = size_table(weights, pruned, packed)
     left = sum(int(weights[name].count_nonzero()) for name in pruned)
     entries = sum(weights[name].numel() for name in pruned)
-    files.write_atomically(folder / "README.md", card.card(
-        recorded, measured, type(model).__name__, left, entries))
+    with files.reading(measured, "damaged"):
+        metrics = files.read_json(measured) if measured.exists() else {}
+        text = card.card(recorded, metrics, type(model).__name__, left, entries)
+    files.write_atomically(folder / "README.md", text)
     print(show(table, left))
     print(f"\nwritten: {folder} (a Hugging Face folder) and, in it, {COMPACT} ({args.values})")
     if args.csv:

@@ -11,7 +11,8 @@ def card(run: dict, metrics: dict, architecture: str, left: int, entries: int) -
     auto = architecture.replace("Bert", "AutoModel")
     front = ModelCardData(library_name="transformers", tags=["movement-pruning", "pruning"],
                           pipeline_tag="question-answering" if span else "text-classification")
-    words = " ".join(f"--{name} {run[name]}" for name in SETTINGS if run.get(name) is not None)
+    run = dict.fromkeys(SETTINGS) | run
+    words = " ".join(f"--{name} {run[name]}" for name in SETTINGS if run[name] is not None)
     rows = "".join(f"| {name} | {value:.2f} |\n"
                    for name, value in metrics.get("metrics", {}).items())
     return f"""---
