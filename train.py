@@ -1,9 +1,7 @@
 """Fine-prune BERT: the one training loop and the command around it (Sanh, Wolf, Rush 2020).
 
     python train.py --task mnli --method movement       generated sample, small BERT
-    python train.py --task mnli --method soft_movement --keep 0.03
-    python train.py --task sst2 --method magnitude --data download --model bert-base-uncased
-    python train.py --task mnli --method movement --teacher runs/mnli-dense-s0
+    python train.py --task sst2 --teacher RUN --data download --model bert-base-uncased
 
 Data flows one way: rows → features → batches → model (and masks) → loss → step → metrics → folder.
 """
@@ -50,14 +48,14 @@ class Settings:
     """Every setting of a run, each with its flag; the recipe or the data decides where it is None.
     """
 
-    task: str = flag("mnli", ", ".join(data.TASKS) + ", or a folder of --data with train.tsv and "
-                     "dev.tsv", "what", metavar="TASK")
-    method: str = flag("movement", ", ".join(masking.METHODS) + ", or FILE.py:Class, an own one",
+    task: str = flag("mnli", ", ".join(data.TASKS) + ", or your own: a folder of --data with "
+                     "train.tsv and dev.tsv", "what", metavar="TASK")
+    method: str = flag("movement", ", ".join(masking.METHODS) + ", or your own, FILE.py:Class",
                        metavar="METHOD")
     keep: float = flag(0.1, "share of the pruned matrices' weights that remain, above 0 to 1",
                        type=cli.number(0, 1), metavar="V")
-    penalty: float | None = flag(None, "soft_movement, l0: a fixed λ, or paper: its λ nearest to "
-                                 "--keep (default: search for λ)", metavar="λ")
+    penalty: float | None = flag(None, "soft_movement, l0: a fixed λ, or paper's (default: found "
+                                 "for --keep)", metavar="λ")
     scope: str = flag("local", "local: rank scores matrix by matrix; global: all together",
                       **SCOPES)
 
