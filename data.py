@@ -47,6 +47,7 @@ class Task:
     unlabelled: str | None = None
     # A few rows of the official file are torn in two by a line break in a text, and left out.
     torn: bool = False
+    range: tuple[float, float] = (-3e38, 3e38)  # of a regression's labels
     span: bool = False  # the answer is a span of a passage (SQuAD)
 
     @property
@@ -79,10 +80,17 @@ TASKS = {
                  labels=YES_NO, metrics=metrics.accuracy_and_f1),
     "cola": Task(folder="CoLA", columns=("sentence",), labels=YES_NO, metrics=metrics.matthews,
                  header=("source", "label", "star", "sentence")),
-    "stsb": Task(folder="STS-B", columns=PAIR, label="score",
+    "stsb": Task(folder="STS-B", columns=PAIR, label="score", range=(0, 5),
                  metrics=metrics.pearson_and_spearman),
     "squad": Task(folder="SQuAD", train="train-v1.1.json", dev={"": "dev-v1.1.json"}, span=True),
 }
+
+
+def own_task(name: str, columns: list[str], labels: list[str]) -> Task:
+    """A task of one's own, in a folder of its name: classes, or without labels a score."""
+    return Task(folder=name, columns=tuple(columns), label="label" if labels else "score",
+                labels=tuple(labels), metrics=(metrics.accuracy_and_macro_f1 if labels else
+                                               metrics.pearson_and_spearman))
 
 
 # ---------------------------------------------------------------------------------- rows
@@ -176,7 +184,7 @@ def open_table(task: Task, path: Path, columns: tuple[str, ...]):
 
 
 def parse_label(task: Task, value: str, where: str) -> int | float:
-    """The class number, or for regression the value, on STS-B's scale from 0 to 5."""
+    """The class number, or for regression the value."""
     if task.labels:
         if value not in task.labels:
             raise UserError(f"{where}: label {value!r} is none of {', '.join(task.labels)}")
@@ -185,8 +193,9 @@ def parse_label(task: Task, value: str, where: str) -> int | float:
         number = float(value)
     except ValueError:
         number = np.nan
-    if not 0 <= number <= 5:
-        raise UserError(f"{where}: {task.label} {value!r} is not a number from 0 to 5")
+    low, high = task.range
+    if not low <= number <= high:
+        raise UserError(f"{where}: {task.label} {value!r} is not a number from {low:g} to {high:g}")
     return number
 
 

@@ -79,7 +79,9 @@ def label_order(folder: Path, task: data.Task) -> list[int]:
         raise UserError(f"{folder}: has {len(model_labels)} labels, the task {needed}")
     if not task.labels or model_labels[0] == "LABEL_0":
         return []
-    names = [label.lower().replace("-", "_") for label in model_labels]
+    names = model_labels
+    if set(names) != set(task.labels):  # other programs write NOT-ENTAILMENT
+        names = [label.lower().replace("-", "_") for label in model_labels]
     missing = [label for label in task.labels if label not in names]
     if missing:
         raise UserError(f"{folder}: has the labels {', '.join(model_labels)}, but no "

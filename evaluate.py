@@ -3,6 +3,7 @@
     python evaluate.py runs/mnli-movement-0.1-s0                      settings come from the folder
     python evaluate.py path/to/bert-mnli --task mnli --data download  somebody else's model
     python evaluate.py runs/sst2-movement-0.1-s0 --predict test.tsv   a file for GLUE's server
+    python evaluate.py runs/sst2-movement-0.1-s0 --text "a fine film" what it says of one text
     python evaluate.py runs/mnli-movement-0.03-s0 --sparse            skip the zeros in products
 """
 
@@ -18,17 +19,12 @@ import data
 import distill
 import masking
 from sample import generate, pretrain
-from support import cli, csr, download, report, squad
-from support.files import (
-    RunError,
-    UserError,
-    read_json,
-    run_main,
-    write_atomically,
-    write_json,
-)
+from support import cli, csr, download, files, recorded, report, squad
+from support.files import UserError, read_lines, run_main, write_atomically, write_json
 from support.parallel import choose_device, choose_precision
 from support.tokenizer import load_tokenizer
+
+WATCHED = 1_000  # rows that --eval-every measures at most
 
 
 @dataclass(frozen=True)
@@ -44,9 +40,34 @@ class Settings:
     device: str = "auto"
     max_eval_rows: int | None = None
     held_out: float | None = None
+    own_task: dict | None = None  # arguments of data.own_task, but its name
 
 
 # ------------------------------------------------------------------------- data and weights
+
+
+def find_task(name: str, folder: str) -> data.Task:
+    """A built-in task, or one's own: FOLDER/NAME with train.tsv and dev.tsv, which have a header:
+    sentence, or sentence1 and sentence2, and label or score. The labels are those of train.tsv.
+
+    UserError for any other name.
+    """
+    if name in data.TASKS:
+        return data.TASKS[name]
+    path = Path(folder, name, "train.tsv")
+    if Path(name).name != name or not path.is_file():
+        raise cli.unknown("--task", name, [*data.TASKS, "a folder of --data DIR with train.tsv"])
+    lines = read_lines(path)
+    header = next(lines, "").split("\t")
+    labels = set()
+    if "label" in header:
+        position = header.index("label")
+        labels = {fields[position] for fields in (line.split("\t") for line in lines)
+                  if len(fields) > position} - {""}  # what is wrong with a line, read_file says
+        if len(labels) < 2:
+            raise UserError(f"{path}: two labels are the least; it has "
+                            + (", ".join(labels) or "none"))
+    return data.own_task(name, ["sentence"] if "sentence" in header else data.PAIR, sorted(labels))
 
 
 def data_folder(name: str, task: data.Task) -> Path:
@@ -125,6 +146,14 @@ def encode_all(task: data.Task, eval_rows: dict, tokenizer, settings) -> dict:
             for split, rows in eval_rows.items()}
 
 
+def watched_rows(settings, prepared: "Prepared") -> dict:
+    """For --eval-every, a fixed part of the evaluation rows: 1,000 at most; else nothing."""
+    task = prepared.task
+    rows = {split: data.draw(prepared.evaluated[split][0], WATCHED // len(task.dev))
+            for split in task.dev if settings.eval_every}
+    return encode_all(task, rows, prepared.tokenizer, settings)
+
+
 def check_fits(config: bert.Config, tokenizer, folder: Path, task: data.Task, max_length: int):
     """UserError for tokens, segments and positions that the embeddings have no row for."""
     largest = max(tokenizer.get_vocab().values())  # numbers may have gaps
@@ -152,9 +181,8 @@ class Prepared:
     fresh: list[str]  # names of freshly initialised tensors
 
 
-def prepare_run(settings, offline: bool = False) -> Prepared:
+def prepare_run(settings, task: data.Task, offline: bool = False) -> Prepared:
     """Read and check data and model; the sample, the small BERT and downloads are made first."""
-    task = data.TASKS[settings.task]
     rows, eval_rows = load_rows(settings, task)
     folder = model_folder(settings.model, offline)
     tokenizer = load_tokenizer(folder)
@@ -194,7 +222,7 @@ def predict(model, features: data.Features, settings) -> list[np.ndarray]:
         for i, row in zip(index, logits.cpu().numpy()):
             outputs[i] = row[: features.lengths[i]].copy() if row.ndim == 2 else row
             if not np.isfinite(outputs[i]).all():
-                raise RunError("the model's outputs are not numbers: its weights are too large")
+                raise files.RunError("the model's outputs are not numbers: its weights are too large")
     return outputs
 
 
@@ -249,11 +277,13 @@ def has_collapsed(task: data.Task, evaluated: dict, metrics: dict, predictions: 
 def make_parser() -> cli.Parser:
     p = cli.Parser(description=__doc__)
     p.add_argument("folder", type=Path, metavar="FOLDER", help="a run, its export, or any BERT")
-    p.add_argument("--task", choices=list(data.TASKS), metavar="TASK",
-                   help="only for another program's folder: " + ", ".join(data.TASKS))
+    p.add_argument("--task", metavar="TASK",
+                   help="only for another program's folder: any --task of train.py")
     p.add_argument("--data", metavar="DIR", help="sample, download or a folder (default: as run)")
     p.add_argument("--predict", type=Path, metavar="FILE",
                    help="label the rows of this file instead of measuring")
+    p.add_argument("--text", nargs="+", metavar="TEXT",
+                   help="classify this sentence, or these two, instead of measuring")
     p.add_argument("--sparse", action="store_true", help="sparse matrix products (CPU, fp32)")
     p.add_argument("--max-eval-rows", type=cli.count, metavar="N",
                    help="draw N rows of each file (default: as run)")
@@ -266,36 +296,15 @@ def make_parser() -> cli.Parser:
     return p
 
 
-def is_count(value) -> bool:
-    return type(value) is int and 0 < value < 10**9
-
-
-RECORDED = {  # what is taken from a run.json, and which values train.py can have written
-    "task": lambda v: v in list(data.TASKS), "data": lambda v: isinstance(v, str),
-    "max_length": is_count, "doc_stride": is_count, "batch_size": is_count,
-    "max_eval_rows": lambda v: v is None or is_count(v),
-    "held_out": lambda v: v is None or (type(v) is float and 0 < v < 1),
-    "precision": lambda v: v in ("auto", "fp32", "bf16")}
-
-
-def recorded_settings(folder: Path) -> dict:
-    """What the run.json of a run, or of the run that a folder was exported from, says."""
-    for place in (folder, folder.parent):  # RUN/export belongs to RUN
-        path = place / "run.json"
-        if path.exists():
-            known = {name: value for name, value in read_json(path).items() if name in RECORDED}
-            for name, value in known.items():
-                if not RECORDED[name](value):
-                    raise UserError(f"{path}: {name} is {value!r}, which train.py never writes")
-            return known
-    return {}
-
-
 def resolve(args) -> Settings:
     """Flags, else what the run recorded, else the defaults."""
     given = {f.name: getattr(args, f.name) for f in fields(Settings) if hasattr(args, f.name)}
     given = {name: value for name, value in given.items() if value is not None}
-    values = recorded_settings(args.folder)
+    if not args.folder.is_dir():
+        raise UserError(f"{args.folder}: no such folder (a run's, or another fine-tuned BERT's)")
+    values = recorded.settings(args.folder, list(data.TASKS))
+    if args.task not in (None, values.get("task")):
+        values["own_task"] = None
     if args.data is not None:  # the run held out a share of its own data, not of this
         values["held_out"] = None
     values |= given | {"device": choose_device(args.device)}
@@ -309,7 +318,8 @@ def resolve(args) -> Settings:
 def prepare(args):
     """→ settings, task, model, the order of its classes, tokenizer; all checked."""
     settings = resolve(args)
-    task = data.TASKS[settings.task]
+    task = (data.own_task(settings.task, **settings.own_task) if settings.own_task else
+            find_task(settings.task, settings.data))
     model, order = distill.load_fine_tuned(args.folder, task)
     config, tokenizer = model.bert.config, load_tokenizer(args.folder)
     device = "cpu" if args.sparse else settings.device
@@ -321,31 +331,33 @@ def prepare(args):
     return settings, task, model.to(device), order, tokenizer
 
 
-def per_class(task: data.Task, predictions: np.ndarray, labels: np.ndarray) -> str:
-    """Precision, recall and F1 of each class, in per cent."""
-    lines = [f"  {'class':16} {'rows':>7} {'precision':>9} {'recall':>7} {'f1':>6}"]
-    for c, name in enumerate(task.labels):
-        right = np.sum((predictions == c) & (labels == c))
-        precision = 100 * right / max(1, np.sum(predictions == c))
-        recall = 100 * right / max(1, np.sum(labels == c))
-        f1 = 2 * precision * recall / max(1e-9, precision + recall)
-        rows = np.sum(labels == c)
-        lines.append(f"  {name:16} {rows:7,} {precision:9.1f} {recall:7.1f} {f1:6.1f}")
-    return "\n".join(lines)
+def outputs_of(rows, task, model, tokenizer, settings, order) -> tuple[list, data.Features]:
+    """→ logits of each row, the classes in the task's order, and features."""
+    features = encode(task, rows, tokenizer, settings)
+    return distill.reorder(predict(model, features, settings), order), features
+
+
+def classify(texts: list[str], task: data.Task, *parts) -> None:
+    """Print the classes of one sentence or pair with their probabilities, or its score."""
+    if len(texts) != len(task.columns):
+        raise UserError("--text: this task takes " + (", ".join(task.columns) or "--predict only"))
+    [logits], _ = outputs_of(data.Rows([tuple(texts)], np.zeros(1)), task, *parts)
+    values = torch.from_numpy(logits).softmax(0).tolist() if task.labels else logits.tolist()
+    for name, value in zip(task.output_names, values):
+        print(f"  {name:24} {value:8.4f}")
 
 
 def write_predictions(args, model, task, tokenizer, settings, order) -> None:
     """FOLDER/predictions-NAME in the layout of GLUE's server (index, prediction), or SQuAD's."""
     out = args.folder / f"predictions-{args.predict.stem}.{'json' if task.span else 'tsv'}"
     rows = data.read_file(task, args.predict, labelled=False)
-    features = encode(task, rows, tokenizer, settings)
-    logits = distill.reorder(predict(model, features, settings), order)
+    logits, features = outputs_of(rows, task, model, tokenizer, settings, order)
     if task.span:
         write_json(out, squad.decode(rows, features, logits)[0])
     else:
         stacked = np.stack(logits)  # (rows, C)
         values = ([task.labels[c] for c in stacked.argmax(1)] if task.labels
-                  else [f"{value:.3f}" for value in stacked[:, 0].clip(0, 5)])
+                  else [f"{value:.3f}" for value in stacked[:, 0].clip(*task.range)])
         lines = ["index\tprediction", *(f"{i}\t{value}" for i, value in enumerate(values))]
         write_atomically(out, "".join(line + "\n" for line in lines))
     print(f"{len(rows):,} rows → {out}")
@@ -356,7 +368,7 @@ def show(task: data.Task, evaluated: dict, metrics: dict, predictions: dict) -> 
         print(f"  {name:24} {value:8.4g}")
     for split, (_, features) in evaluated.items() if task.labels else ():
         print(f"{split.strip('_') or 'all'} rows by class, in per cent")
-        print(per_class(task, predictions[split], features.labels))
+        print(report.per_class(task.labels, predictions[split], features.labels))
 
 
 def main() -> None:
@@ -366,6 +378,8 @@ def main() -> None:
         count = csr.sparsify(model, masking.encoder_matrices(model))
         print(f"{count} matrices are multiplied sparsely; the others are too dense to gain")
     print(f"{args.folder} · {settings.task} · {settings.device}, {settings.precision}")
+    if args.text:
+        return classify(args.text, task, model, tokenizer, settings, order)
     if args.predict:
         return write_predictions(args, model, task, tokenizer, settings, order)
     _, eval_rows = load_rows(settings, task, training=False)

@@ -6,10 +6,10 @@
                                                       holds, as a folder for evaluate.py
     python export.py RUN --csv FILE                   sizes, and the metrics of each kind of values
 
-RUN/export holds config.json, model.safetensors, the tokenizer's files, run.json (evaluate.py reads
-the task from it) and the small file, compact.safetensors.xz. It is a safetensors file compressed by
-xz, so `xz -dc` opens it, but its tensors are not those of model.safetensors. Under Hugging Face's
-names it holds
+RUN/export holds config.json, model.safetensors, the tokenizer's files, a model card, run.json
+(evaluate.py reads the task from it) and the small file, compact.safetensors.xz. It is a safetensors
+file compressed by xz, so `xz -dc` opens it, but its tensors are not those of model.safetensors.
+Under Hugging Face's names it holds
 
     NAME             a vector in float32; a matrix in the chosen kind of values; or, for each
                      matrix of the encoder, only its k non-zero weights, row by row: (k)
@@ -32,7 +32,7 @@ import torch
 import bert
 import evaluate
 import masking
-from support import cli, files
+from support import card, cli, files
 
 COMPACT = "compact.safetensors.xz"
 VALUES = {"float32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
@@ -221,7 +221,7 @@ def main() -> None:
     target = args.restore or folder
     if args.restore and (target.exists() or target.resolve() == folder.resolve()):
         raise files.UserError(f"--restore {target}: name a new folder")
-    recorded = files.read_json(args.run / "run.json")
+    recorded, measured = files.read_json(args.run / "run.json"), args.run / "metrics.json"
     prepared = evaluate.prepare(evaluate.make_parser().parse_args([str(args.run)]))
     _, task, model, _, _ = prepared
     for path in (folder, target):
@@ -238,6 +238,11 @@ def main() -> None:
     files.write_sums(folder, "README.md")
     table = size_table(weights, pruned, packed)
     left = sum(int(weights[name].count_nonzero()) for name in pruned)
+    entries = sum(weights[name].numel() for name in pruned)
+    with files.reading(measured, "damaged"):
+        metrics = files.read_json(measured) if measured.exists() else {}
+        text = card.card(recorded, metrics, type(model).__name__, left, entries)
+    files.write_atomically(folder / "README.md", text)
     print(show(table, left))
     print(f"\nwritten: {folder} (a Hugging Face folder) and, in it, {COMPACT} ({args.values})")
     if args.csv:

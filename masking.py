@@ -1,7 +1,5 @@
 """Movement pruning and its rivals: Sanh, Wolf, Rush (2020), arXiv 2005.07683, Sections 3 and 4.
 
-    python train.py --task mnli --method movement --keep 0.1
-
 The paper's letters: W weights, S scores, M mask, W' = W ⊙ M, v share of weights kept (0 to 1), τ
 cut-off on scores, λ weight of a penalty R(S), α_S learning rate of the scores, T steps in all.
 W' is `Matrix.weight`, the model's own tensor; its gradient dL/dW' is called dL_dW_prime.
@@ -14,17 +12,17 @@ the Pruner keeps W, S and M beside it. One optimiser step is
     the model's forward and backward pass                        leaves dL/dW' in weight.grad
     set_gradients(t)    dL/dW and dL/dS from dL/dW'              Eq. (2)
     an ordinary optimiser step on W, S and everything else
-
-So masks cost nothing inside the model, and the model knows nothing of them.
 """
 
 import math
+import re
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from support.files import RunError
+from support import cli, own
+from support.files import RunError, UserError
 from support.noise import uniform_noise
 from support.penalty import PenaltySearch
 from support.ranks import TopK, top_of_groups
@@ -75,11 +73,8 @@ def top_v_by_sorting(scores: list[Tensor], v: float) -> list[Tensor]:
 
 
 def top_v(scores: list[Tensor], v: float) -> list[Tensor]:
-    """The same, faster: bool masks of the round(v·n) largest of the n scores of all tensors.
-
-    Of equal scores, a fixed hash scatters those that are kept, so that rows and columns do not
-    empty in clumps.
-    """
+    """The same, faster: bool masks of the round(v·n) largest of the n scores of all tensors. Of
+    equal scores, a fixed hash scatters those that are kept, so that no rows empty in clumps."""
     [masks] = top_of_groups([scores], v, [TopK()], scores[0].device)
     return masks
 
@@ -95,8 +90,7 @@ def masked(W: Tensor, M: Tensor) -> Tensor:
 
 
 class Method:
-    """What the Pruner asks of a method; a method of your own is a subclass that says what differs.
-    """
+    """What the Pruner asks of a method; one of your own is a child that says what differs."""
 
     ranked = True  # M = Top_v(scores(W, S)), v from Eq. (5); if not, mask() makes M
     learned = False  # does S get a gradient, and a learning rate of its own?
@@ -107,7 +101,7 @@ class Method:
     kept_above = 0.0  # at the end, a weight stays where S exceeds this (methods with a penalty)
 
     def first_scores(self, W: Tensor, generator: torch.Generator) -> Tensor | None:
-        """S at the start, in the shape of W; None for a method without scores."""
+        """S at the start, as W or (k, *W.shape), k numbers a weight; None without scores."""
         return torch.full_like(W, self.initial_score) if self.learned else None
 
     def scores(self, W: Tensor, S: Tensor) -> Tensor:
@@ -217,14 +211,16 @@ class L0(Method):
         return self.chance_open(S).mean()
 
 
-METHODS = {
-    "dense": Dense,
-    "random": Random,
-    "magnitude": Magnitude,
-    "l0": L0,
-    "movement": Movement,
-    "soft_movement": SoftMovement,
-}
+METHODS = {"dense": Dense, "random": Random, "magnitude": Magnitude, "l0": L0,
+           "movement": Movement, "soft_movement": SoftMovement}
+
+
+def find_method(name: str) -> type[Method]:
+    """A class of METHODS by its name, or your own by FILE.py:Class, which runs the file."""
+    code = own.source(name)
+    if name not in METHODS and not code:
+        raise cli.unknown("--method", name, [*METHODS, "FILE.py:Class"])
+    return METHODS.get(name) or own.load(name, code, Method)
 
 
 # ------------------------------------------------------------------------------ the Pruner
@@ -232,7 +228,7 @@ METHODS = {
 
 @dataclass
 class Matrix:
-    """One pruned matrix; all tensors have its shape. `weight` is the model's own tensor."""
+    """One pruned matrix; tensors have its shape, or S more. `weight` is the model's own tensor."""
 
     name: str
     weight: nn.Parameter  # holds W' = W ⊙ M
@@ -248,7 +244,6 @@ class Pruner:
 
     Args:
         matrices: name → the model's parameter; for BERT see `encoder_matrices`.
-        method: an object of a subclass of Method.
         keep: v_f, the share of weights kept at the end, in (0, 1].
         schedule: when, in optimiser steps.
         scope: "local" ranks each matrix by itself, "global" all together (ranked methods).
@@ -287,8 +282,6 @@ class Pruner:
     def scores(self) -> list[nn.Parameter]:
         """Learned scores: an optimiser group of their own, without weight decay."""
         return [m.S for m in self.matrices] if self.method.learned else []
-
-    # -- once per optimiser step
 
     @torch.no_grad()
     def set_masks(self, t: int, training: bool = True) -> None:
@@ -360,10 +353,8 @@ class Pruner:
             return self.fixed_penalty * (1 - self.schedule.cubic(t))
         return self.fixed_penalty
 
-    # -- for a run that goes on after an interruption
-
     def state_dict(self) -> dict:
-        """All that later steps depend on (they make their own M; earlier ranks only save time)."""
+        """For a checkpoint: all that later steps depend on (earlier ranks only save time)."""
         tensors = [{"W": m.W.detach(), "S": m.S, "ever_pruned": m.ever_pruned}
                    for m in self.matrices if self.prunes]
         return {"matrices": tensors, "penalty": self.penalty,
@@ -388,12 +379,21 @@ class Pruner:
         return int(kept) / sum(m.M.numel() for m in self.matrices)
 
 
-def encoder_matrices(model: nn.Module) -> dict[str, nn.Parameter]:
+ENCODER = r"""(?x) (^|\.) layers?\.\d+\. (
+    query | key | value | attention_output | intermediate | output  # bert.py; in transformers:
+    | attention\.self\.(query|key|value) | (attention\.output|intermediate|output)\.dense  # BERT
+    | attention\.([qkv]|out)_lin | ffn\.lin[12]  # DistilBERT; RoBERTa and ELECTRA are like BERT
+    ) \.weight $"""
+
+
+def encoder_matrices(model: nn.Module, pattern: str = ENCODER) -> dict[str, nn.Parameter]:
     """The matrices that the paper prunes: query, key, value, attention output and the two of the
-    feed-forward part of each layer of BERT, 6 × 12 in BERT-base. Never embeddings, pooler, head.
-    """
-    return {
-        f"{name}.weight": part.weight
-        for name, part in model.named_modules()
-        if isinstance(part, nn.Linear) and ".layers." in name
-    }
+    feed-forward part of each layer, 6 × 12 in BERT-base. Never embeddings, pooler, head.
+
+    For models that ENCODER does not know, give a pattern (re.search) of parameters' names.
+    UserError if none has such a name."""
+    found = {name: parameter for name, parameter in model.named_parameters()
+             if parameter.dim() == 2 and re.search(pattern, name)}
+    if not found:
+        raise UserError(f"{type(model).__name__}: no matrix to prune; give a pattern of names")
+    return found

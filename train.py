@@ -1,9 +1,7 @@
 """Fine-prune BERT: the one training loop and the command around it (Sanh, Wolf, Rush 2020).
 
     python train.py --task mnli --method movement       generated sample, small BERT
-    python train.py --task mnli --method soft_movement --keep 0.03
-    python train.py --task sst2 --method magnitude --data download --model bert-base-uncased
-    python train.py --task mnli --method movement --teacher runs/mnli-dense-s0
+    python train.py --task sst2 --teacher RUN --data download --model bert-base-uncased
 
 Data flows one way: rows → features → batches → model (and masks) → loss → step → metrics → folder.
 """
@@ -25,8 +23,8 @@ import distill
 import evaluate
 import masking
 from sample import pretrain
-from support import checkpoints, cli, parallel, recipes, report, squad, state
-from support.files import UserError, run_main
+from support import checkpoints, cli, own, parallel, recipes, report, squad, state
+from support.files import UserError, run_main, write_atomically
 from support.penalty import PenaltySearch
 
 # --------------------------------------------------------------------------------- settings
@@ -40,7 +38,6 @@ def flag(default, help: str, group: str | None = None, **options):
 
 SHARE, COUNT = {"type": cli.share, "metavar": "SHARE"}, {"type": cli.count, "metavar": "N"}
 TOKENS, RATE = COUNT | {"metavar": "TOKENS"}, {"type": cli.positive, "metavar": "RATE"}
-METHOD = {"choices": list(masking.METHODS), "metavar": "METHOD"}
 SCOPES = {"choices": ["local", "global"], "metavar": "SCOPE"}
 DEVICES = {"choices": ["auto", "cpu", "cuda", "mps"], "metavar": "NAME"}
 PRECISIONS = {"choices": ["auto", "fp32", "bf16"], "metavar": "KIND"}
@@ -51,13 +48,14 @@ class Settings:
     """Every setting of a run, each with its flag; the recipe or the data decides where it is None.
     """
 
-    task: str = flag("mnli", ", ".join(data.TASKS), "what",
-                     choices=list(data.TASKS), metavar="TASK")
-    method: str = flag("movement", ", ".join(masking.METHODS), **METHOD)
+    task: str = flag("mnli", ", ".join(data.TASKS) + ", or your own: a folder of --data with "
+                     "train.tsv and dev.tsv", "what", metavar="TASK")
+    method: str = flag("movement", ", ".join(masking.METHODS) + ", or your own, FILE.py:Class",
+                       metavar="METHOD")
     keep: float = flag(0.1, "share of the pruned matrices' weights that remain, above 0 to 1",
                        type=cli.number(0, 1), metavar="V")
-    penalty: float | None = flag(None, "soft_movement, l0: a fixed λ, or paper: its λ nearest to "
-                                 "--keep (default: search for λ)", metavar="λ")
+    penalty: float | None = flag(None, "soft_movement, l0: a fixed λ, or paper's (default: found "
+                                 "for --keep)", metavar="λ")
     scope: str = flag("local", "local: rank scores matrix by matrix; global: all together",
                       **SCOPES)
 
@@ -102,6 +100,8 @@ class Settings:
     device: str = flag("auto", "cpu, cuda, mps, or auto, the fastest there is", **DEVICES)
     compile: bool = flag(False, "torch.compile the model (needs a compiler)")
     output: str | None = flag(None, "default runs/TASK-METHOD-KEEP-sSEED", metavar="DIR")
+    eval_every: int | None = flag(None, "measure on up to 1,000 evaluation rows every N steps",
+                                  **COUNT)
     save_every: int = flag(500, "steps between checkpoints", type=cli.count, metavar="STEPS")
 
 
@@ -126,15 +126,17 @@ def make_parser() -> cli.Parser:
 
 def resolve(args: Namespace, inputs: int | None = None) -> Settings:
     """Flags over recipe. `inputs`: how many there are to train on, when that is known."""
-    small = pretrain.is_small(args.model)
-    recipe = recipes.recipe_for(args.task, args.method, small)
+    small, method = pretrain.is_small(args.model), masking.find_method(args.method)
+    task = evaluate.find_task(args.task, args.data)
+    alike = ("sst2", "mnli")[len(task.columns) - 1]  # by the number of texts
+    recipe = recipes.recipe_for(args.task if args.task in data.TASKS else alike, args.method, small)
     if inputs and not small and args.method != "dense" and args.epochs is args.steps is None:
         recipe = recipes.for_few_rows(recipe, inputs, args.keep)
     values = {f.name: getattr(args, f.name) for f in fields(Settings)}
     values |= {name: value for name, value in asdict(recipe).items()
                if name in values and values[name] is None}
     values["penalty"] = recipes.choose_penalty(
-        args.penalty, recipe, args.keep, bool(args.teacher), masking.METHODS[args.method].penalised)
+        args.penalty, recipe, args.keep, bool(args.teacher), method.penalised)
     values["train_embeddings"] |= pretrain.is_untrained(args.model)  # nothing there worth keeping
     values["device"] = parallel.choose_device(args.device)
     if args.method == "dense":
@@ -245,9 +247,9 @@ def train(model, pruner, optimizer, scheduler, features, settings, begin=0, teac
     T = settings.steps
     learned = [p for group in optimizer.param_groups for p in group["params"]]
     net = parallel.wrap(torch.compile(model) if settings.compile else model)
-    net.train()
     batches = batches_from(begin, features, settings.batch_size, settings.seed)
     for t, index in zip(range(begin, T), batches):
+        net.train()  # whoever takes the last step's results may have evaluated
         parallel.seed_dropout(settings.seed, t)
         pruner.set_masks(t)  # M from S, and W' = W ⊙ M in the model: Eqs. (1), (4), (5)
         loss = loss_and_gradients(net, features, index, settings, teacher)  # dL/dW'
@@ -266,7 +268,7 @@ def train(model, pruner, optimizer, scheduler, features, settings, begin=0, teac
 
 
 def make_pruner(model, settings: Settings, schedule: masking.Schedule) -> masking.Pruner:
-    method, penalty = masking.METHODS[settings.method](), settings.penalty or 0.0
+    method, penalty = masking.find_method(settings.method)(), settings.penalty or 0.0
     if method.penalised and settings.penalty is None:
         penalty = PenaltySearch(
             method, settings.keep, schedule,
@@ -323,6 +325,25 @@ def finish(settings: Settings, prepared: evaluate.Prepared, pruner, run: checkpo
     return summary
 
 
+def carry_out(settings: Settings, prepared: evaluate.Prepared, pruner, run: checkpoints.Run,
+              teacher) -> dict:
+    """The steps that are left, and their result, as the main process's metrics.json has it."""
+    model, watched = prepared.model, evaluate.watched_rows(settings, prepared)
+    optimizer = make_optimizer(model, pruner, settings)
+    scheduler = make_scheduler(optimizer, settings)
+    begin = run.restore(
+        [model, pruner, optimizer, scheduler],
+        state.fingerprint({bert.to_hf_name(m.name): m.W for m in pruner.matrices}))
+    for t, *step in train(model, pruner, optimizer, scheduler, prepared.features, settings, begin,
+                          teacher):
+        metrics = {}
+        if watched and (t + 1) % settings.eval_every == 0 and parallel.is_main():
+            metrics, _ = evaluate.evaluate(model, prepared.task, watched, settings)
+        run.step(t, *step, metrics)
+    run.end()
+    return finish(settings, prepared, pruner, run) if parallel.is_main() else {}
+
+
 def main() -> None:
     args = make_parser().parse_args()
     settings = resolve(args)
@@ -333,10 +354,11 @@ def main() -> None:
              if getattr(args, name) is not None}  # the recipe's values follow from these
     if args.resume and checkpoints.report_if_finished(folder, given):
         return
-    first = evaluate.missing_inputs(settings, data.TASKS[settings.task])
+    task, code = evaluate.find_task(settings.task, settings.data), own.source(settings.method)
+    first = evaluate.missing_inputs(settings, task)
     if args.dry_run and first:
         return report.say(report.preparations(first))
-    prepared = evaluate.prepare_run(settings, offline=args.dry_run)
+    prepared = evaluate.prepare_run(settings, task, offline=args.dry_run)
     settings = resolve(args, len(prepared.features))
     schedule = make_schedule(settings, len(prepared.features))
     precision, why = parallel.choose_precision(
@@ -346,7 +368,10 @@ def main() -> None:
     report.say(report.describe(settings, prepared, pruner, folder,
                                pretrain.remark(settings.model), why))
     teacher = load_teacher(settings, prepared)
-    fixed = asdict(settings) | checkpoints.fingerprints(prepared, teacher and teacher[0])
+    fixed = asdict(settings) | checkpoints.fingerprints(prepared, teacher and teacher[0]) | {
+        "method_digest": own.digest(settings.method),
+        "own_task": None if settings.task in data.TASKS else
+        {"columns": task.columns, "labels": task.labels}}
     run = checkpoints.Run(folder, fixed, pruner, args.resume, args.overwrite)
     if not pretrain.is_small(settings.model) and pruner.method.ranked and pruner.method.learned:
         report.warn_of_collapse(settings, schedule)
@@ -355,17 +380,10 @@ def main() -> None:
         return report.say(report.estimate(settings, prepared.features, prepared.model, pruner))
     teacher = teacher and teacher_outputs(*teacher, settings, prepared.features)
     with run:
-        optimizer = make_optimizer(prepared.model, pruner, settings)
-        scheduler = make_scheduler(optimizer, settings)
-        begin = run.restore(
-            [prepared.model, pruner, optimizer, scheduler],
-            state.fingerprint({bert.to_hf_name(m.name): m.W for m in pruner.matrices}))
-        for step in train(prepared.model, pruner, optimizer, scheduler, prepared.features,
-                          settings, begin, teacher):
-            run.step(*step)
-        run.end()
+        if code and parallel.is_main():
+            write_atomically(run.folder / "method.py", code)
+        summary = carry_out(settings, prepared, pruner, run, teacher)
         if parallel.is_main():
-            summary = finish(settings, prepared, pruner, run)
             report.say(report.result(summary, folder))
 
 

@@ -3,6 +3,7 @@
     config.json model.safetensors tokenizer.json …   the pruned model, W ⊙ M, as Hugging Face has it
     pruning.safetensors    for each matrix: mask bits, scores S, and W where it is pruned
     run.json metrics.json log.jsonl                  every setting; the result; a line per 10 steps
+    method.py              a copy of the user's own method, never run from here
     SHA256SUMS             of the above, written when the run is finished
     checkpoint.safetensors                           all that is needed to go on, until then
 
@@ -16,7 +17,7 @@ import shutil
 import signal
 import sys
 import time
-from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ RUN, RESULT, CHECKPOINT = "run.json", "metrics.json", "checkpoint.safetensors"
 FILES = (  # metrics.json is removed first, so that a half-removed run does not look finished
     RESULT, files.SUMS, "config.json", "model.safetensors", "pruning.safetensors", "log.jsonl",
     CHECKPOINT, "checkpoint.pt", "predictions.json", "nbest_predictions.json", "evaluation.json",
-    "tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")
+    "tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "method.py")
 NEW, WHOLE = ".new", ".whole"  # folders of what replaces a finished run: under way, and ready
 LOG_EVERY = 10  # steps
 INCIDENTAL = ("output", "save_every", "date", "python")  # they have no effect on the result
@@ -54,7 +55,8 @@ def run_name(settings) -> str:
     """TASK-METHOD-KEEP-sSEED, with λ in place of KEEP where it is fixed."""
     aim = f"-{settings.keep:g}" if settings.penalty is None else f"-penalty{settings.penalty:g}"
     aim = "" if settings.method == "dense" else aim
-    return f"{settings.task}-{settings.method}{aim}-s{settings.seed}"
+    method = settings.method.rpartition(":")[2]  # of FILE.py:Class the class
+    return f"{settings.task}-{method}{aim}-s{settings.seed}"
 
 
 def default_folder(settings, free: bool) -> Path:
@@ -81,7 +83,7 @@ def choose_folder(settings, overwrite: bool, resume: bool, dry_run: bool) -> Pat
     folder = Path(settings.output or default_folder(settings, free=not (overwrite or resume)))
     files.check_writable(folder)
     if not dry_run:
-        files.locks.callback(remove_if_empty, folder)
+        files.locks.callback(files.remove_if_empty, folder)
         files.hold(folder / ".lock", f"{folder}: another run is at work there")
         finish_replacing(folder)
     if is_taken(folder):
@@ -93,11 +95,6 @@ def choose_folder(settings, overwrite: bool, resume: bool, dry_run: bool) -> Pat
                             "--output")
     check_apart(folder, settings)
     return parallel.from_main(folder)
-
-
-def remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):
-        folder.rmdir()
 
 
 def check_apart(folder: Path, settings) -> None:
@@ -215,6 +212,7 @@ class Run:
         self.t, self.smooth_loss, self.start = 0, None, None
         self.unread = []  # loss and norm of the gradient of the last steps, still on the device
         self.bar, self.lines, self.found, self.stopping = None, [], None, 0
+        self.tenth, self.measured = 0, {}  # last tenth of the run that began, last metrics
         self.warn_if_nothing_is_learned = False  # by the step at which pruning begins
         self.checkpoint = self.folder / CHECKPOINT
 
@@ -332,19 +330,20 @@ class Run:
         write_atomically(self.folder / RESULT, text)
         finish_replacing(self.output)
 
-    def step(self, t: int, loss: Tensor, norm: Tensor, rates: list[float]) -> None:
-        """To be called after every optimiser step: bar, log, checkpoint, signals."""
+    def step(self, t: int, loss: Tensor, norm: Tensor, rates: list[float], metrics: dict) -> None:
+        """To be called after every optimiser step: bar, log, checkpoint, signals. `metrics`: what
+        --eval-every measured after it, if anything."""
         self.t = t + 1
         self.unread.append(torch.stack([loss, norm]))
         stopping = parallel.largest(self.stopping, t)
-        log_due = t % LOG_EVERY == 0 or self.t == self.T
+        log_due = t % LOG_EVERY == 0 or self.t == self.T or metrics
         save_due = self.t % self.save_every == 0 and self.t < self.T
         if log_due or save_due or stopping:
             self.read()
         if self.bar is not None:
             self.bar.update()
             if log_due:
-                self.show(t, rates)
+                self.show(t, rates, metrics)
         if save_due or stopping:
             self.save()
         if stopping:
@@ -369,20 +368,25 @@ class Run:
         if not math.isfinite(sum(S.detach().sum() for S in self.pruner.scores())):
             raise RunError(f"scores have become infinite or NaN by step {t}; lower --score-lr")
 
-    def show(self, t: int, rates: list[float]) -> None:
+    def show(self, t: int, rates: list[float], metrics: dict) -> None:
         density = self.pruner.density()
         line = {"step": t, "loss": self.loss, "density": density, "penalty": self.pruner.penalty,
-                "lr": rates[0], "score_lr": rates[-1] if len(rates) > 1 else None}
+                "lr": rates[0], "score_lr": rates[-1] if len(rates) > 1 else None, **metrics}
         self.lines.append(json.dumps(line) + "\n")
         with files.naming(self.folder / "log.jsonl"):
             self.log.write(self.lines[-1].encode())
         if self.warn_if_nothing_is_learned and t - LOG_EVERY < self.pruner.schedule.t_i <= t:
             self.check_learning(self.pruner.schedule.t_i)
         shown = f"loss {self.smooth_loss:.3f} · density {density:.3f} · lr {rates[0]:.1e}"
+        self.measured = metrics or self.measured
+        shown += "".join(f" · {name} {value:.1f}" for name, value in self.measured.items())
         self.bar.set_postfix_str(shown, refresh=False)
         tenth = self.t * 10 // self.T
-        if self.bar.disable and tenth > max(0, self.t - LOG_EVERY) * 10 // self.T:
-            say(f"step {self.t}/{self.T} · {shown}")
+        if self.bar.disable and tenth > self.tenth:
+            pace = self.t / self.elapsed()
+            left = timedelta(seconds=round((self.T - self.t) / pace))
+            say(f"step {self.t}/{self.T} · {shown} · {pace:.2g} steps a second · {left} left")
+        self.tenth = tenth
 
     def check_learning(self, t_i: int) -> None:
         """Warn if the loss has not fallen since the start, by the lines of the log so far."""

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 
-from support.files import fail
+from support.files import UserError, fail
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,6 +56,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
+def unknown(flag: str, word: str, known: Iterable[str]) -> UserError:
+    """For a flag whose values argparse cannot list."""
+    return UserError(f"{flag} {word} is not known{nearest(word, known)} (one of "
+                     f"{', '.join(known)})")
+
+
 def number(low: float, high: float, kind=float, open_low: bool = True):
     """An argparse type: a number in (low, high], or in [low, high] with open_low=False."""
 
@@ -67,6 +73,8 @@ def number(low: float, high: float, kind=float, open_low: bool = True):
         above = low < value or (low == value and not open_low)
         if not (above and value <= high and value < math.inf):
             end = "" if high == math.inf else f" and at most {high:g}"
+            if high == 1 < value <= 100:
+                end += f"; {value:g} % is {value / 100:g}"
             what = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(
                 f"{text!r} is not {what} {'above' if open_low else 'of at least'} {low:g}{end}")

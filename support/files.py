@@ -158,6 +158,11 @@ def remove_parts(folder: Path) -> None:
         shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 
+def remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
 @contextmanager
 def whole_folder(folder: Path):
     """Yield a new folder to fill, then rename it to `folder`, which is complete or absent."""

@@ -1,4 +1,4 @@
-"""GLUE's official metrics (Wang et al. 2018, arXiv 1804.07461, Table 1).
+"""GLUE's official metrics (Wang et al. 2018, arXiv 1804.07461, Table 1), and macro F1.
 
 Each takes predictions p and labels y, both (rows,), and returns {name: value}, values from 0 to
 100; pearson returns the value alone.
@@ -19,6 +19,12 @@ def f1(p, y):
 
 def accuracy_and_f1(p, y):
     return accuracy(p, y) | f1(p, y)
+
+
+def accuracy_and_macro_f1(p, y):
+    """Macro F1: the mean over the classes that occur in either; rare ones count as much."""
+    found = [f1(p == c, y == c)["f1"] for c in np.union1d(p, y)]
+    return accuracy(p, y) | {"macro_f1": float(np.mean(found))}
 
 
 def matthews(p, y):

@@ -1,11 +1,13 @@
 """What a run reports: the block before training, its metrics.json, the table at the end."""
 
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 
 from support import parallel, recipes
+from support.files import UserError, read_json
 
 HELD_OUT = "_held_out"  # the split of --held-out; it ends its metrics' names
 
@@ -70,7 +72,8 @@ def summary(settings, prepared, pruner, metrics: dict, collapsed: bool, run) -> 
     return {
         "task": settings.task,
         "data": settings.data if named else Path(settings.data).resolve().name,
-        "model": settings.model, "method": settings.method,
+        "model": settings.model, "method": Path(settings.method).name,
+        "score_lr": settings.score_lr if pruner.method.learned else None,
         "scope": settings.scope if pruner.method.ranked else "global",
         "keep": settings.keep if settings.penalty is None else None, **size,
         "penalty": pruner.penalty if pruner.method.penalised else None,
@@ -82,6 +85,19 @@ def summary(settings, prepared, pruner, metrics: dict, collapsed: bool, run) -> 
         "teacher": settings.teacher, "freeze": settings.freeze, "precision": settings.precision,
         "start_fingerprint": run.start,  # of the matrices before training
     }
+
+
+def per_class(labels: list[str], predicted, true) -> str:
+    """Precision, recall and F1 of each class, in per cent; numbers of classes (rows,)."""
+    lines = [f"  {'class':16} {'rows':>7} {'precision':>9} {'recall':>7} {'f1':>6}"]
+    for c, name in enumerate(labels):
+        right = ((predicted == c) & (true == c)).sum()
+        precision = 100 * right / max(1, (predicted == c).sum())
+        recall = 100 * right / max(1, (true == c).sum())
+        f1 = 2 * precision * recall / max(1e-9, precision + recall)
+        rows = (true == c).sum()
+        lines.append(f"  {name:16} {rows:7,} {precision:9.1f} {recall:7.1f} {f1:6.1f}")
+    return "\n".join(lines)
 
 
 # ------------------------------------------------------------------------------ what is said
@@ -194,13 +210,29 @@ def describe(settings, prepared, pruner, folder: Path, weights: str, why: str) -
     return "\n".join(f"{name:9} {text}" for name, text in lines.items() if text)
 
 
+def dense_beside(metrics: dict, folder: Path) -> dict:
+    """The metrics of a dense run of the same task, data, model and seed in the same parent folder,
+    if there is one."""
+    alike = ("task", "data", "model", "seed", "eval_rows")
+    for path in sorted(folder.parent.glob("*/metrics.json")):
+        with suppress(UserError):  # a damaged one
+            other = read_json(path)
+            if other.get("method") == "dense" != metrics["method"] and all(
+                    other.get(name) == metrics.get(name) for name in alike):
+                return other.get("metrics", {})
+    return {}
+
+
 def result(metrics: dict, folder: Path) -> str:
     """The table at the end of a run, and what to do next; `metrics`: its metrics.json."""
     held_out = {name + HELD_OUT: value
                 for name, value in metrics.get("held_out_metrics", {}).items()}
-    values = metrics["metrics"] | held_out | {"density": metrics["density"]}
-    width = max(map(len, values))
-    table = "\n".join(f"  {name:{width}}  {value:8.4g}" for name, value in values.items())
+    values = metrics["metrics"] | held_out | {"density": 100 * metrics["density"]}
+    dense, width = dense_beside(metrics, folder), max(map(len, values))
+    beside = {name: f"   {100 * values[name] / dense[name]:.0f} % of dense, {dense[name]:.1f}"
+              for name in values if dense.get(name)}
+    table = "\n".join(f"  {name:{width}}  {value:8.4g} %{beside.get(name, '')}"
+                      for name, value in values.items())
     return (f"{table}\n  {metrics['nonzero_parameters']:,} non-zero parameters in the encoder's "
             f"matrices, {metrics['nonzero_parameters_total']:,} in the whole model\n"
             f"saved in {folder} · trained in {metrics['train_seconds']:.0f} s\n"

@@ -104,6 +104,7 @@ FLAGS = {  # flags of train.py: what is said
     "--keep 0": "'0' is not a number above 0 and at most 1",
     "--keep 1.01": "'1.01' is not a number above 0 and at most 1",
     "--keep 10%": "'10%' is not a number",
+    "--keep 10": "10 % is 0.1",
     "--keep nan": "'nan' is not a number",
     "--lr inf": "'inf' is not a number",
     f"--steps {'1' * 400}": "is not a whole number of at least 1",
@@ -140,7 +141,8 @@ FLAGS = {  # flags of train.py: what is said
     "--output run --resume --overwrite": "give one of them",
 }
 OTHER_FLAGS = {  # the same of other programs
-    "evaluate.py nowhere --task sst2": "nowhere: no such folder",
+    "evaluate.py nowhere": "nowhere: no such folder",
+    "evaluate.py run --text a b": "this task takes sentence",
     "evaluate.py run --task mnli": "has 2 labels, the task 3",
     "evaluate.py run --data nowhere": "no such folder",
     "evaluate.py run --predict nowhere.tsv": "nowhere.tsv",
@@ -148,7 +150,8 @@ OTHER_FLAGS = {  # the same of other programs
     "tools.sweep --csv run": "run: ",
     f"tools.sweep --csv {SST2_DEV}/x.csv": "dev.tsv is a file, not a folder",
     "tools.claims --claims shap": "shape",
-    "tools.claims --method l0": "--method",
+    "tools.claims --method lo": "did you mean l0",
+    "tools.claims --keep 0.5": "--keep",
     "tools.claims --claims close 7": "7",
 }
 

@@ -237,7 +237,8 @@ def test_the_command_writes_what_it_says(tmp_path, command):
     printed = command("export.py", tmp_path / "run").succeeded()
     folder = tmp_path / "run" / "export"
     assert {p.name for p in folder.iterdir()} == {
-        "config.json", "model.safetensors", COMPACT, "run.json", "vocab.txt", "SHA256SUMS"}
+        "config.json", "model.safetensors", COMPACT, "run.json", "vocab.txt", "README.md",
+        "SHA256SUMS"}
     weights = bert.hf_weights(model)
     for written in (load_compact(folder / COMPACT), bert.read_weights(folder)):
         assert written.keys() == weights.keys()

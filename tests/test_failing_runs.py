@@ -138,7 +138,7 @@ def test_help_of_training_has_groups_and_defaults(place):
     lines = place("train.py", "--help").succeeded().splitlines()
     for group in ("what:", "data and model:", "training (", "machine and output:"):
         assert any(line.startswith(group) for line in lines)
-    for flag, default in (("--keep", "0.1"), ("--task", "mnli"), ("--save-every", "500")):
+    for flag, default in (("--keep", "0.1"), ("--seed", "0"), ("--save-every", "500")):
         assert any(flag in line and f"(default {default})" in line for line in lines)
     assert all(len(line.split()) > 2 for line in lines if line.startswith("  --"))
 

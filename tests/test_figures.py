@@ -226,6 +226,7 @@ def tiny_run(tmp_path):
         f"{name}.{part}": x for name in write_run(run, W * M) for part, x in pruning.items()},
         run / "pruning.safetensors")
     write_json(run / "run.json", {"model": str(tmp_path / "start")})
+    (run / "log.jsonl").write_text('{"step": 0, "loss": 3, "density": 1, "penalty": 0}\n')
     write_metrics(run)
     return run
 
@@ -371,8 +372,9 @@ def test_the_papers_runs_are_drawn_from_their_sheet(draw, tmp_path):
 
 def test_pictures_of_runs(tiny_run, draw, capsys):
     names, axes = draw("--run", tiny_run)
-    assert names == both("figure1", "figure4a", "figure4b", "figure6",
+    assert names == both("curves", "figure1", "figure4a", "figure4b", "figure6",
                          "figure6-matrices") | {"anatomy.csv"}
+    assert [axis.get_ylabel() for axis in axes["curves"]] == ["loss", "density"]
     assert list(axes["figure6"][0].get_lines()[0].get_ydata()) == [25]
     assert "movement, 25 %" in capsys.readouterr().out
 
@@ -380,12 +382,12 @@ def test_pictures_of_runs(tiny_run, draw, capsys):
 def test_methods_look_the_same_everywhere_and_unlike_each_other():
     assert list(figures.STYLES) == list(rows.METHOD_NAMES) == list(masking.METHODS)
     assert {m for m, method in masking.METHODS.items() if not method.ranked} == {*tables.GLOBAL}
-    for part in zip(*figures.STYLES.values(), figures.OWN_STYLE):
-        assert len(set(part)) == len(figures.STYLES) + 1
+    for part in zip(*figures.STYLES.values(), *figures.OWN_STYLES):
+        assert len(set(part)) == len(figures.STYLES) + len(figures.OWN_STYLES)
     made = figures.dashes([("movement", "movement"), ("movement", "movement, global"),
                            ("l0", "L0"), ("movement", "movement"), ("a.py:A", "A"),
-                           ("b.py:B", "B")])
-    assert made == {"movement": "-", "movement, global": "--", "L0": "-", "A": "-", "B": "--"}
+                           ("b.py:A", "A, too")])
+    assert made == {"movement": "-", "movement, global": "--", "L0": "-", "A": "-", "A, too": "--"}
 
 
 def test_without_matplotlib_one_line_says_what_to_install(monkeypatch):

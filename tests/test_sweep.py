@@ -42,6 +42,7 @@ write_json(s["output"] + "/run.json", dict(
     batch_size=64, date="2020-05-15"))
 write_json(s["output"] + "/metrics.json", dict(
     task=s["task"], model=s["model"], method=s["method"], keep=keep, density=keep, steps=10,
+    score_lr=None if s["method"] == "dense" else 0.03,
     penalty=None, on_target=True, train_inputs=320, train_seconds=1.5, seed=seed,
     metrics=dict(accuracy_matched=80.0 + seed, accuracy_mismatched=1 / 3)))
 """
@@ -237,7 +238,8 @@ def test_other_files_are_left_alone(tmp_path, text, complaint):
 def test_every_metric_has_a_column():
     y = np.array([0.0, 1.0, 1.0, 0.0])
     assert {"exact_match", "f1"} | {
-        name + split for task in data.TASKS.values() if not task.span
+        name + split for task in (*data.TASKS.values(), data.own_task("a", ["sentence"], "bc"))
+        if not task.span
         for name in task.metrics(y, y) for split in task.dev} == set(rows.METRICS)
 
 

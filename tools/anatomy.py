@@ -79,7 +79,7 @@ def assemble(run: Path, metrics: dict, settings: dict, pruning: dict[str, np.nda
     for name, (layer, kind) in matrix_names(config).items():
         W = weights[name].float().numpy().copy()
         M, S, ever_pruned = np.ones(W.shape, bool), pruning.get(f"{name}.scores"), None
-        if method != "dense":
+        if f"{name}.mask" in pruning:
             M, ever_pruned = (unpack_bits(pruning[f"{name}.{mask}"], W.shape)
                               for mask in ("mask", "ever_pruned"))
             W[~M] = pruning[f"{name}.pruned"]

@@ -3,6 +3,7 @@
     python -m tools.claims                            all six, about six minutes on two cores
     python -m tools.claims --claims swap,shape        some of them
     python -m tools.claims --claims crossover --steps 2250 --seed 1   other flags go to train.py
+    python -m tools.claims --method FILE.py:Class                     a score of one's own
 
 1 swap       a pruned weight that overtakes a kept one lowers the loss (Appendix A.1)
 2 close      fine-tuned weights stay close to the pretrained ones (Figure 1)
@@ -36,7 +37,7 @@ from tools.anatomy import Anatomy
 
 STEPS = 600
 HIGH, LOW = 0.7, 0.03  # densities: the paper puts the crossing between 0.15 and 0.7
-FIXED = {"--task", "--method", "--keep", "--scope", "--penalty", "--overwrite", "--resume",
+FIXED = {"--task", "--keep", "--scope", "--penalty", "--overwrite", "--resume",
          "--dry-run"}  # flags of train.py that the claims set themselves
 
 
@@ -161,8 +162,8 @@ def crossover(*runs: Anatomy) -> Verdict:
         (a, error_a), (b, error_b) = accuracy(magnitude), accuracy(movement)
         error = np.hypot(error_a, error_b)
         lead.append((a - b) / error)
-        lines.append(f"{100 * magnitude.metrics['density']:.3g} % remain: magnitude {a:.1f}, "
-                     f"movement {b:.1f} % right; difference {a - b:+.1f} ± {error:.1f} "
+        lines.append(f"{magnitude.label}: {a:.1f}, {movement.label}: {b:.1f} % right; "
+                     f"difference {a - b:+.1f} ± {error:.1f} "
                      f"({magnitude.metrics['eval_rows']:,} rows)")
     lines.append(f"after {runs[0].metrics['steps']:,} steps")
     return Verdict(lines, bool(lead[0] > 2 and lead[1] < -2))
@@ -172,6 +173,8 @@ def bands(a: Anatomy, count: int = 5) -> np.ndarray:
     """Mean score of each fifth of a matrix's weights, from the lowest to the highest (count),
     in standard deviations of the matrix's scores, averaged over the matrices."""
     means = []
+    if np.shape(a.parts[0].S) != a.parts[0].W.shape:
+        raise UserError(f"{a.label}: without one score for each weight there is no v to look for")
     for part in a.parts:
         order = part.W.ravel().argsort(kind="stable")
         S = part.S.ravel() / (part.S.std() + 1e-12)
@@ -230,10 +233,12 @@ CLAIMS = {
 }
 
 
-def trained(needs: tuple, flags: list[str], output: Path) -> list[Anatomy]:
-    """The runs that a claim needs; those that are not finished in `output` are trained first."""
-    planned = [sweep.make_run([*flags, "--task", "mnli", "--method", method, "--scope", scope,
-                               "--keep", f"{keep:g}"]) for method, keep, scope in needs]
+def trained(needs: tuple, method: str, flags: list[str], output: Path) -> list[Anatomy]:
+    """The runs that a claim needs, with `method` in movement's place; those that are not finished
+    in `output` are trained first."""
+    needs = [(method if name == "movement" else name, *rest) for name, *rest in needs]
+    planned = [sweep.make_run([*flags, "--task", "mnli", "--method", name, "--scope", scope,
+                               "--keep", f"{keep:g}"]) for name, keep, scope in needs]
     todo = [run for run in planned if not (output / run.name / "metrics.json").exists()]
     with tempfile.TemporaryDirectory() as scratch:
         args = Namespace(jobs=1, csv=Path(scratch, "rows.csv"), keep_runs=output)
@@ -262,7 +267,10 @@ def main() -> None:
                    help="a comma list (default: all)")
     p.add_argument("--output", type=Path, default=Path("runs/claims"), metavar="DIR",
                    help="where the runs are kept")
+    p.add_argument("--method", default="movement", metavar="FILE.py:Class",
+                   help="judge this one in movement's place, by claims 3 to 6")
     args, flags = p.parse_known_args()
+    masking.find_method(args.method)
     names = args.claims.split(",")
     for name in names:
         if name not in CLAIMS:
@@ -274,7 +282,7 @@ def main() -> None:
     began, held = time.time(), 0
     for name in names:
         judge, needs = CLAIMS[name]
-        verdict = judge(*trained(needs, flags, args.output))
+        verdict = judge(*trained(needs, args.method, flags, args.output))
         held += verdict.holds
         print(report(name, verdict), flush=True)
     print(f"{held} of {len(names)} claims hold here · {time.time() - began:.0f} s")

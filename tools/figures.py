@@ -1,7 +1,7 @@
 """The paper's figures, drawn from result rows and from runs.
 
     python -m tools.figures                      # Figures 2, 3 and 5 from results/*.csv
-    python -m tools.figures --run runs/A runs/B  # Figures 1, 4 and 6 of these, and numbers
+    python -m tools.figures --run runs/A runs/B  # their curves, Figures 1, 4 and 6, and numbers
 
 If a CSV file has dense models of several sizes, Figure 2 is also drawn against the number of
 non-zero parameters, with the smaller models beside the pruned one. A line is the mean over seeds,
@@ -9,13 +9,15 @@ and its band goes from the worst seed to the best; a point with a collapsed run 
 method has the same colour and marker everywhere.
 """
 
+import json
+import zlib
 from pathlib import Path
 
 import numpy as np
 
 from sample import pretrain
 from support import cli
-from support.files import UserError, run_main
+from support.files import UserError, read_lines, reading, run_main
 from tools import anatomy, rows, tables
 
 try:
@@ -30,7 +32,7 @@ HERE = Path(__file__).parent.parent
 STYLES = {  # colours of Okabe and Ito, which every kind of colour vision tells apart
     "dense": ("#000000", "*"), "random": ("#999999", "X"), "magnitude": ("#0072B2", "o"),
     "l0": ("#E69F00", "s"), "movement": ("#009E73", "^"), "soft_movement": ("#D55E00", "D")}
-OWN_STYLE = ("#CC79A7", "P")  # of methods that are not the project's
+OWN_STYLES = (("#CC79A7", "P"), ("#56B4E9", "v"), ("#882255", "p"))  # of other methods, by name
 GREY = "#BBBBBB"
 LOOK = {"font.size": 11, "axes.titlesize": 12, "axes.grid": True, "grid.alpha": 0.3,
         "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
@@ -47,7 +49,8 @@ X_AXES = {  # column → its unit in the plot, the axis's name
 
 
 def style_of(method: str) -> tuple[str, str]:
-    return STYLES.get(method, OWN_STYLE)
+    own = OWN_STYLES[zlib.crc32(rows.method_name(method).encode()) % len(OWN_STYLES)]
+    return STYLES.get(method, own)
 
 
 def panels(count: int, height: float = 3.3):
@@ -197,7 +200,8 @@ def figures_of(results: list[dict]) -> list[tuple[str, str, list[dict]]]:
     """The figures that one file has rows for → name, column of the x axis, rows of each."""
     pruned = [row for row in results if row["method"] != "dense"]
     x = "density" if any(row["density"] for row in pruned) else "encoder_density"
-    usual = [row for row in pruned if row["scope"] == tables.usual_scope(row["method"])]
+    usual = [row for row in pruned if row["scope"] == tables.usual_scope(row["method"])
+             or row["method"] not in STYLES]
     plain, taught = ([row for row in usual if bool(row["teacher"]) == t] for t in (False, True))
     ranked = [row for row in pruned if row["method"] not in tables.GLOBAL and not row["teacher"]]
     both_scopes = {row["task"] for row in ranked if row["scope"] == "global"}
@@ -310,19 +314,42 @@ def figure6_matrices(axis, a) -> None:
     axis.grid(False)
 
 
+def curves(path: Path, runs: list, folders: list[Path]) -> None:
+    """Loss, density, λ and, with --eval-every, the metric over the steps of each run."""
+    logs = []
+    for log in (folder / "log.jsonl" for folder in folders):
+        with reading(log, "damaged"):
+            logs.append([json.loads(line) for line in read_lines(log)])
+    found = {name for log in logs for line in log for name in line if line[name]}
+    shown = ["loss", "density", *[name for name in ("penalty", *rows.METRICS) if name in found][:2]]
+    figure, axes = panels(len(shown))
+    dash = dashes([(a.method, a.label) for a in runs])
+    for axis, name in zip(axes, shown):
+        for a, log in zip(runs, logs):
+            x, y = np.array([(s["step"], s[name]) for s in log if name in s] or [(0, np.nan)]).T
+            few = max(1, len(y) // 50) if name == "loss" else 1  # its mean over a fiftieth
+            axis.plot(x[few - 1:], np.convolve(y, np.ones(few) / few, "valid"), dash[a.label],
+                      color=style_of(a.method)[0], label=a.label)
+        axis.set(xlabel="step", ylabel="λ" if name == "penalty" else name.replace("_", " "))
+    legend(figure, axes)
+    save(figure, path)
+
+
 def from_runs(folders: list[Path], output: Path) -> None:
-    """Figures 1, 4 and 6, and the numbers behind them in anatomy.csv."""
+    """Curves, Figures 1, 4 and 6, and the numbers behind them in anatomy.csv."""
     measured = [(a, anatomy.table(a)) for a in map(anatomy.read, folders)]
     for a, table in measured:
         print(anatomy.text(a, table), end="\n\n")
     rows.write(output / "anatomy.csv", [row for _, table in measured for row in table],
                anatomy.COLUMNS)
     runs = [a for a, _ in measured]
+    curves(output / "curves", runs, folders)
     draw_panels(output / "figure1", [a for a in runs if a.parts[0].W0 is not None], figure1,
                 xlabel="pretrained weight", ylabel="fine-tuned weight")
     draw_panels(output / "figure4a", runs, figure4a, xlabel="remaining weight",
                 ylabel="number of weights")
-    scored = [a for a in runs if a.parts[0].S is not None and a.method != "random"]
+    scored = [a for a in runs if np.shape(a.parts[0].S) == a.parts[0].W.shape
+              and a.method != "random"]
     draw_panels(output / "figure4b", scored, figure4b, xlabel="weight", ylabel="score S")
     figure6(output / "figure6", measured)
     draw_panels(output / "figure6-matrices", runs, figure6_matrices, ylabel="layer")

@@ -11,7 +11,6 @@ import io
 import sys
 from pathlib import Path
 
-import masking
 from support.files import (
     UserError,
     check_table,
@@ -25,7 +24,7 @@ from support.files import (
 from support.origin import origin
 
 METRICS = ("accuracy_matched", "accuracy_mismatched", "accuracy", "f1", "exact_match",
-           "matthews_correlation", "pearson", "spearman")
+           "matthews_correlation", "pearson", "spearman", "macro_f1")
 # keep and penalty are what was asked for, density and penalty_found what resulted
 COLUMNS = (
     "task", "data", "model", "method", "scope", "keep", "penalty", "penalty_found", "density",
@@ -145,11 +144,9 @@ def place(name: str | None) -> str | None:
 def row_of(folder: Path, words: list[str], key: str) -> dict[str, str]:
     """The row of a finished run; `words` are train.py's arguments."""
     metrics, run = (read_json(folder / f"{name}.json") for name in ("metrics", "run"))
-    learned = masking.METHODS[metrics["method"]].learned
     held_out = {f"held_out_{name}": value
                 for name, value in metrics.get("held_out_metrics", {}).items()}
     values = origin(run["device"]) | run | metrics | metrics["metrics"] | held_out | {
-        "score_lr": run["score_lr"] if learned else None,
         "model": place(metrics["model"]), "teacher": place(run["teacher"]),
         "keep": metrics["keep"] if run["penalty"] is None else None,
         "penalty": run["penalty"], "penalty_found": metrics["penalty"],

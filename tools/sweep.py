@@ -27,11 +27,11 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-import data
 import distill
+import evaluate
 import masking
 import train
-from support import checkpoints, cli
+from support import checkpoints, cli, own
 from support.files import RunError, UserError, hold, run_main
 from tools import rows
 
@@ -77,9 +77,10 @@ def make_parser() -> cli.Parser:
 
 def deciding(s: dict) -> dict:
     """The settings that have an effect on a run's result."""
-    method = masking.METHODS[s["method"]]
+    method = masking.find_method(s["method"])
+    s = s | {"method": Path(s["method"]).name, "method_digest": own.digest(s["method"])}
     idle = {
-        "output": True, "save_every": True, "device": True, "compile": True,
+        "output": True, "save_every": True, "eval_every": True, "device": True, "compile": True,
         "epochs": s["steps"], "keep": s["penalty"] is not None,
         "alpha": not s["teacher"], "temperature": not s["teacher"],
         "score_lr": not method.learned, "scope": not method.ranked,
@@ -107,8 +108,7 @@ def combinations(args) -> list[Run]:
         flags = dict(zip(lists, values)) | {"--seed": seed}
         if flags["--method"] == "dense":
             del flags["--keep"]
-        method = masking.METHODS.get(flags["--method"])
-        if method and not method.penalised:
+        if not masking.find_method(flags["--method"]).penalised:
             flags.pop("--penalty", None)
         run = make_run([word for pair in flags.items() for word in pair if word])
         model = runs.setdefault(run.key, run).settings["model"]
@@ -127,7 +127,8 @@ def try_out(runs: list[Run]) -> None:
     differing = {tuple(run.settings[k] for k in ("task", "data", "model")): run for run in runs}
     for run in differing.values():
         if run.settings["teacher"]:  # a dry run does not read it
-            distill.load_fine_tuned(Path(run.settings["teacher"]), data.TASKS[run.settings["task"]])
+            task = evaluate.find_task(run.settings["task"], run.settings["data"])
+            distill.load_fine_tuned(Path(run.settings["teacher"]), task)
         done = subprocess.run([sys.executable, str(HERE / "train.py"), *run.words, "--dry-run"],
                               start_new_session=True)  # Ctrl-C is for the sweep to report
         if done.returncode:
