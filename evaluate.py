@@ -218,11 +218,11 @@ def predict(model, features: data.Features, settings) -> list[np.ndarray]:
     # twice the rows of a training batch fit, since nothing is kept for a backward pass
     for index in data.batches_in_order(features, 2 * settings.batch_size):
         batch = data.collate(features, index, settings.device)
-        logits = forward(model, batch, settings.precision)
-        for i, row in zip(index, logits.cpu().numpy()):
+        logits = forward(model, batch, settings.precision).cpu().numpy()
+        if not np.isfinite(logits).all():
+            raise files.RunError("the model's outputs are not numbers; its weights are too large")
+        for i, row in zip(index, logits):
             outputs[i] = row[: features.lengths[i]].copy() if row.ndim == 2 else row
-            if not np.isfinite(outputs[i]).all():
-                raise files.RunError("the model's outputs are not numbers: its weights are too large")
     return outputs
 
 
