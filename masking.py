@@ -73,8 +73,8 @@ def top_v_by_sorting(scores: list[Tensor], v: float) -> list[Tensor]:
 
 
 def top_v(scores: list[Tensor], v: float) -> list[Tensor]:
-    """The same, faster: bool masks of the round(v·n) largest of the n scores of all tensors. Of
-    equal scores, a fixed hash scatters those that are kept, so that no rows empty in clumps."""
+    """The same, faster: bool masks of the round(v·n) largest of the n scores of all tensors.
+    A fixed hash of their positions breaks ties, so that whole rows are not pruned together."""
     [masks] = top_of_groups([scores], v, [TopK()], scores[0].device)
     return masks
 
@@ -90,7 +90,7 @@ def masked(W: Tensor, M: Tensor) -> Tensor:
 
 
 class Method:
-    """What the Pruner asks of a method; one of your own is a child that says what differs."""
+    """What the Pruner asks of a method; for your own, subclass it and override what differs."""
 
     ranked = True  # M = Top_v(scores(W, S)), v from Eq. (5); if not, mask() makes M
     learned = False  # does S get a gradient, and a learning rate of its own?
@@ -101,7 +101,7 @@ class Method:
     kept_above = 0.0  # at the end, a weight stays where S exceeds this (methods with a penalty)
 
     def first_scores(self, W: Tensor, generator: torch.Generator) -> Tensor | None:
-        """S at the start, as W or (k, *W.shape), k numbers a weight; None without scores."""
+        """Initial S, shaped like W, or (k, *W.shape) for k numbers a weight; None: no scores."""
         return torch.full_like(W, self.initial_score) if self.learned else None
 
     def scores(self, W: Tensor, S: Tensor) -> Tensor:
@@ -131,14 +131,14 @@ class Dense(Method):
 
 
 class Random(Method):
-    """M = Top_v of noise that is drawn once: what a mask is worth that knows nothing."""
+    """M = Top_v of noise that is drawn once: a baseline that knows nothing of the weights."""
 
     def first_scores(self, W, generator):
         return torch.rand(W.shape, generator=generator).to(W)
 
 
 class Magnitude(Method):
-    """§3, 0th order: S = |W|. W goes on training, so a pruned weight can come back."""
+    """§3, 0th order: S = |W|. A pruned weight gets no gradient, so it hardly ever comes back."""
 
     def scores(self, W, S):
         return W.abs()

@@ -52,10 +52,10 @@ class Settings:
                      "train.tsv and dev.tsv", "what", metavar="TASK")
     method: str = flag("movement", ", ".join(masking.METHODS) + ", or your own, FILE.py:Class",
                        metavar="METHOD")
-    keep: float = flag(0.1, "share of the pruned matrices' weights that remain, above 0 to 1",
+    keep: float = flag(0.1, "share of the pruned matrices' weights that remain, in (0, 1]",
                        type=cli.number(0, 1), metavar="V")
-    penalty: float | None = flag(None, "soft_movement, l0: a fixed λ, or paper's (default: found "
-                                 "for --keep)", metavar="λ")
+    penalty: float | None = flag(None, "soft_movement, l0: a fixed λ, or the word paper "
+                                 "(default: found for --keep)", metavar="λ")
     scope: str = flag("local", "local: rank scores matrix by matrix; global: all together",
                       **SCOPES)
 
@@ -117,7 +117,7 @@ def make_parser() -> cli.Parser:
     group.add_argument("--overwrite", action="store_true",
                        help="replace the run that the output folder holds")
     group.add_argument("--resume", action="store_true",
-                       help="go on with an interrupted run, bit for bit")
+                       help="go on with an interrupted run (bit for bit on a CPU)")
     group.add_argument("--dry-run", action="store_true",
                        help="print what would be done, then stop")
     group.add_argument("-h", "--help", action="help", help="show this")
@@ -261,7 +261,7 @@ def train(model, pruner, optimizer, scheduler, features, settings, begin=0, teac
         optimizer.zero_grad()
         parallel.check_equal(pruner, t)
         yield t, loss, norm, rates
-    pruner.set_masks(T, training=False)
+    pruner.set_masks(T, training=False)  # the final masks, without noise, in full precision
 
 
 # ------------------------------------------------------------------------------ the command
@@ -359,7 +359,7 @@ def main() -> None:
     if args.dry_run and first:
         return report.say(report.preparations(first))
     prepared = evaluate.prepare_run(settings, task, offline=args.dry_run)
-    settings = resolve(args, len(prepared.features))
+    settings = resolve(args, len(prepared.features))  # a recipe may depend on their number
     schedule = make_schedule(settings, len(prepared.features))
     precision, why = parallel.choose_precision(
         settings.precision, settings.device, prepared.model.bert.config.hidden_size)

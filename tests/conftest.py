@@ -22,7 +22,7 @@ def argv(program, *words) -> list[str]:
 
 def named_by(variable: str) -> Path:
     if not os.environ.get(variable):
-        pytest.skip(f"{variable} is not set: needs real weights or rows")
+        pytest.skip(f"{variable} is not set")
     return Path(os.environ[variable])
 
 

@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-import bert
 import masking
 from tools import benchmark
 
@@ -77,8 +76,3 @@ def test_the_originals_way_computes_the_same():
         assert torch.allclose(m.W.grad, theirs.get_parameter(m.name).grad, atol=1e-6)
         S = theirs.get_parameter(m.name.replace(".weight", ".S"))
         assert torch.allclose(m.S.grad, S.grad, atol=1e-6)
-
-
-def test_growth_and_sizes_are_berts():
-    for size in (*benchmark.SIZES, *benchmark.GROWTH, *benchmark.GPU_SIZES):
-        assert isinstance(size.config, bert.Config) and size.width % size.config.hidden_size == 0

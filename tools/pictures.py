@@ -163,7 +163,7 @@ def run(*words: str) -> Iterator[tuple[int, float, masking.Pruner]]:
     """A run of train.py with these flags, but without files: step, loss and Pruner after each
     step, and once more at the end, with the final masks."""
     settings = train.resolve(train.make_parser().parse_args(words))
-    prepared = evaluate.prepare_run(settings)
+    prepared = evaluate.prepare_run(settings, evaluate.find_task(settings.task, settings.data))
     schedule = train.make_schedule(settings, len(prepared.features))
     settings = replace(settings, steps=schedule.T, precision="fp32")
     pruner = train.make_pruner(prepared.model, settings, schedule)
