@@ -160,6 +160,32 @@ def test_a_failing_run_is_reported_and_the_rest_goes_on(stand_in, tmp_path, caps
     assert [r["lr"] for r in rows.read(tmp_path / "rows.csv")] == ["0.001", "0.001"]
 
 
+def test_cells_are_run_group_by_group(stand_in, tmp_path):
+    cells = tmp_path / "cells.txt"
+    cells.write_text("# two rates, then more seeds\n--methods magnitude --lr 1\n\n    --keep 0.1 # a\n"
+                     "    --keep 0.1,0.3\n--methods l0 --keep 0.2\n  --lr 2,3\n")
+    found = stand_in("--cells", cells, "--seeds", "4", "--keep-runs", tmp_path / "kept")
+    assert [(r["method"], r["keep"], r["lr"], r["seed"]) for r in found] == [
+        ("magnitude", "0.1", "1", "4"), ("magnitude", "0.3", "1", "4"), ("l0", "0.2", "2", "4"),
+        ("l0", "0.2", "3", "4")]
+    first = next((tmp_path / "kept").glob("mnli-magnitude-0.1-*"))
+    cells.write_text(f"--methods magnitude\n  --keep 0.1\n--teacher {first.name}\n  --lr 5")
+    assert "no such folder" in str(stand_in("--cells", cells))  # only once its turn has come
+    assert len(rows.read(tmp_path / "rows.csv")) == 5
+
+
+@pytest.mark.parametrize("text, message", [
+    ("# nothing\n", "no sweep there"), ("  --lr 1\n", "no sweep there"),
+    ("--methods magnitude\n  --lr 1\n--methods l0\n  --lrr 2\n", "did you mean --lr?"),
+])
+def test_cells_that_are_wrong_are_refused_before_anything_runs(text, message, stand_in, tmp_path,
+                                                               capsys):
+    (tmp_path / "cells.txt").write_text(text)
+    error = stand_in("--cells", tmp_path / "cells.txt")
+    assert message in str(error) + capsys.readouterr().err
+    assert not (tmp_path / "rows.csv").exists()
+
+
 def test_run_folders_stay_only_where_asked(stand_in, tmp_path):
     stand_in("--methods", "magnitude", "--keep-runs", tmp_path / "kept")
     (folder,) = (tmp_path / "kept").iterdir()

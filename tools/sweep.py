@@ -3,11 +3,17 @@
     python -m tools.sweep --task mnli --methods magnitude,movement --keep 0.1,0.03 --seeds 0,1,2
     python -m tools.sweep --tasks sst2,qqp --methods dense,l0 --jobs 2 --csv results/more.csv
     python -m tools.sweep --methods movement --lr 1e-3,3e-4 --score-lr 1e-2,3e-2 --held-out 0.1
+    python -m tools.sweep --cells results/minilm-cells.txt --model DIR --data DIR --jobs 2
 
 Every flag of train.py works here too, with one value or a comma list; --data and --teacher name one
 folder. The same command again, also with other lists, runs only what has no row yet. A row's `key`
 is a digest of all settings that decide its result; delete a row to run it again with newer code.
 Only the last name of a folder's path counts, so that rows from different machines can be compared.
+
+A file of --cells holds many sweeps, one below the other. A line of flags begins a group; indented
+lines below it are its sweeps, each with these flags, its own, and those of the command. The runs
+of a group are under way together, and a group begins once the one above it is finished, whose runs
+it may name as --teacher DIR/NAME (with --keep-runs DIR).
 """
 
 import argparse
@@ -32,7 +38,7 @@ import evaluate
 import masking
 import train
 from support import checkpoints, cli, own
-from support.files import RunError, UserError, hold, run_main
+from support.files import RunError, UserError, hold, read_lines, run_main
 from tools import rows
 
 HERE = Path(__file__).parent.parent
@@ -59,6 +65,7 @@ def make_parser() -> cli.Parser:
     a = p.add_argument
     a("--jobs", type=cli.count, default=1, metavar="N", help="runs at a time, sharing the cores")
     a("--csv", type=Path, default=Path("results/sweep.csv"), metavar="FILE", help="the rows")
+    a("--cells", type=Path, metavar="FILE", help="many sweeps, each a line of flags")
     a("--keep-runs", type=Path, metavar="DIR",
       help="keep the runs' folders here, and resume unfinished ones")
     for action in train.make_parser()._actions:
@@ -116,6 +123,22 @@ def combinations(args) -> list[Run]:
             raise UserError(f"--model {model} and {run.settings['model']} have the same last "
                             "name, so their rows would look alike; rename one")
     return list(runs.values())
+
+
+def read_cells(path: Path, words: list[str]) -> list[list[list[str]]]:
+    """→ groups of sweeps, each the words of its flags, the command's own words last."""
+    groups, common = [], []
+    for line in read_lines(path):
+        flags = line.partition("#")[0].split()
+        if flags and not line[0].isspace():
+            common = flags
+            groups.append([])
+        elif flags and groups:
+            groups[-1].append([*common, *flags, *words])
+    if not any(groups):
+        raise UserError(f"{path}: no sweep there; a line of flags, and indented ones below it, "
+                        "are expected")
+    return groups
 
 
 # ------------------------------------------------------------------------------- running them
@@ -214,21 +237,32 @@ def remove_leftovers() -> None:
                 shutil.rmtree(folder)
 
 
+def plan(sweeps: list[list[str]]) -> list[Run]:
+    """The runs of these sweeps, given by their flags, each once."""
+    runs = [run for words in sweeps for run in combinations(make_parser().parse_args(words))]
+    return [*{run.key: run for run in runs}.values()]
+
+
 def main() -> None:
-    args = make_parser().parse_args()
-    runs = combinations(args)
+    words = sys.argv[1:]
+    args = make_parser().parse_args(words)
+    sweeps = read_cells(args.cells, words) if args.cells else [[words]]
+    groups = [plan(group) for group in sweeps]
     there = {row["key"] for row in rows.check(args.csv)}
-    todo = [run for run in runs if run.key not in there]
-    print(f"{len(runs)} runs, {len(runs) - len(todo)} of them in {args.csv} already", flush=True)
+    todo = [[run for run in runs if run.key not in there] for runs in groups]
+    total, missing = sum(map(len, groups)), sum(map(len, todo))
+    print(f"{total} runs, {total - missing} of them in {args.csv} already", flush=True)
     for name in (signal.SIGTERM, signal.SIGINT):  # a shell's background job ignores SIGINT
         signal.signal(name, signal.default_int_handler)
-    try_out(todo)
     remove_leftovers()
+    failed = 0
     with tempfile.TemporaryDirectory(prefix="movement-sweep-") as scratch:
         hold(Path(scratch, ".lock"))
-        failed = carry_out(todo, args, Path(scratch))
+        for runs in todo:
+            try_out(runs)
+            failed += carry_out(runs, args, Path(scratch))
     if failed:
-        raise RunError(f"{failed} of {len(todo)} runs failed; the same command tries them again")
+        raise RunError(f"{failed} of {missing} runs failed; the same command tries them again")
 
 
 if __name__ == "__main__":
