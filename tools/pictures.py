@@ -1,4 +1,4 @@
-"""The pictures of PAPER.md, drawn from numbers that the code itself computes.
+"""The pictures of PAPER.md, drawn from numbers that the code itself computes, and one of costs.
 
     python -m tools.pictures                       all of them
     python -m tools.pictures --only step schedule  some of them, in seconds
@@ -8,6 +8,7 @@ schedule  Eq. (5): density, τ and λ through a run
 gate      the hard concrete: how likely each value of a mask is
 search    how λ is found for a density
 run       Figure 1 as a film: two short runs on the sample, some minutes
+growth    what a step of movement pruning costs by size of model and batch: results/benchmark.json
 """
 
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ import evaluate
 import masking
 import train
 from support import cli
-from support.files import UserError, run_main
+from support.files import UserError, read_json, run_main
 from support.penalty import PenaltySearch
 from tools.figures import GREY, HERE, LOOK, plt, style_of
 
@@ -217,8 +218,31 @@ def draw_run(path: Path, frames: int = 25, words: tuple[str, ...] = ("--steps", 
     save(figure, path / "guide-run.png")
 
 
+# ----------------------------------------------------------------------------- growth of costs
+
+
+def draw_growth(path: Path) -> None:
+    """A bar for each size: where the time of a step goes."""
+    cases = [row for row in read_json(HERE / "results" / "benchmark.json")["rows"]
+             if row["part"] == "growth"]
+    figure, axis = plt.subplots(figsize=(7.2, 2.9))
+    sizes, begin = [row["size"].replace(", ", "\n") for row in cases], np.zeros(len(cases))
+    for stage, ink in zip(cases[0]["stages"], (GREY, *(style_of(name)[0] for name in (
+            "movement", "soft_movement", "magnitude")))):
+        share = np.array([100 * row["stages"][stage] / sum(row["stages"].values())
+                          for row in cases])
+        axis.barh(sizes, share, left=begin, color=ink, label=stage)
+        begin += share
+    for place, row in enumerate(cases):
+        axis.text(101, place, f"{row['ms']:,.0f} ms, {row['ratio']:.2f} of dense", va="center")
+    axis.set(xlim=(0, 100), xlabel="share of a step (%)")
+    axis.invert_yaxis()
+    figure.legend(loc="outside upper center", ncols=4)
+    save(figure, path / "benchmark-growth.png")
+
+
 DRAW = {"step": draw_step, "schedule": draw_schedule, "gate": draw_gate, "search": draw_search,
-        "run": draw_run}
+        "run": draw_run, "growth": draw_growth}
 
 
 def main() -> None:
