@@ -5,6 +5,7 @@
 A table stands between <!-- table: KIND … --> and <!-- end -->. The kinds are:
 
     methods FILE TASKS    every method at 10 and 3 %; the rows are in results/FILE.csv
+    best FILE TASKS       the same, each method at the learning rate that suits it best
     densities FILE TASKS  every method at every density
     teachers FILE TASKS   the methods that had a teacher, with and without it
     frozen FILE TASKS     runs with frozen weights, and runs of the same seeds without
@@ -58,7 +59,8 @@ def label(row: dict, among: list[dict]) -> str:
     parts += [f"{row['epochs']} epochs"] * differ("epochs")
     parts += ["global"] * (row["scope"] == "global" and row["method"] not in GLOBAL)
     parts += ["weights frozen"] * bool(row["freeze"])
-    parts += [f"{row['held_out']} held out"] * bool(row["held_out"])
+    if row["held_out"] and not all(r["held_out"] for r in among):
+        parts.append(f"{row['held_out']} held out")
     settings = SETTINGS[:-2] if row["method"] == "dense" else SETTINGS  # dense has no schedule
     parts += [f"{column} {row[column]}" for column in settings if row[column] and differ(column)]
     return ", ".join(parts) + " + teacher" * bool(row["teacher"])
@@ -147,8 +149,22 @@ def series_table(choose, folder: Path, file: str, tasks: str, *, prefix: str = "
     return markdown(
         ["", "method", *(f"{100 * float(keep):g} %" for keep in keeps)], body,
         "mean ± standard deviation (seeds); columns: share of the encoder matrices' weights asked "
-        f"to remain; data: {data}; model: {model}; rows: `results/{file}.csv`" + has_collapsed(
-            chosen) * ". A † marks a collapsed run: no better than one answer for all rows")
+        f"to remain; data: {data}; model: {model}; {rates(chosen)}rows: "
+        f"`results/{file}.csv`" + has_collapsed(chosen) * ". A † marks a collapsed run: no better than one answer for all rows")
+
+
+def rate_text(lr: str) -> str:
+    return np.format_float_scientific(float(lr), trim="-", exp_digits=1)
+
+
+def rates(chosen: list[dict]) -> str:
+    """The learning rate of each method, if they are different but each method has one."""
+    found = [*dict.fromkeys((row["method"], row["lr"]) for row in chosen)]
+    tasks, lrs = ({row[column] for row in chosen} for column in ("task", "lr"))
+    if len(tasks) > 1 or len(lrs) == 1 or len(dict(found)) < len(found):
+        return ""
+    texts = (f"{rows.method_name(method)} {rate_text(lr)}" for method, lr in found)
+    return f"learning rates: {', '.join(texts)}; "
 
 
 def alone(row: dict) -> bool:
@@ -159,6 +175,17 @@ def matched(row: dict, among: list[dict], column: str, *same: str) -> bool:
     """Does the row equal one that has this column, at least in task, method, density and `same`?"""
     key = itemgetter("task", "method", "keep", *same)
     return key(row) in {key(other) for other in among if other[column]}
+
+
+def at_best_rate(row: dict, among: list[dict]) -> bool:
+    """Does the row have the learning rate that suits its method best? Its runs of seed 0 at the
+    density with most rates are compared, by the rows that they held out of training."""
+    key = itemgetter("task", "data", "model", "method", "scope", "epochs", "seed")
+    trials = [r for r in among if key(r) == key(row | {"seed": "0"}) and alone(r)]
+    keeps = [r["keep"] for r in trials]
+    metric, trials = measured([r for r in trials if r["keep"] == max(keeps, key=keeps.count)],
+                              "held_out_")
+    return not trials or row["lr"] == max(trials, key=lambda r: float(r[metric]))["lr"]
 
 
 def usual_scope(method: str) -> str:
@@ -235,6 +262,7 @@ def csv(folder: Path, file: str, columns: str) -> str:
 
 CHOICES = {
     "methods": lambda row, _: alone(row) and row["keep"] in ("1", "0.1", "0.03"),
+    "best": lambda row, among: CHOICES["methods"](row, among) and at_best_rate(row, among),
     "densities": lambda row, _: alone(row) and row["model"] != "untrained",
     "teachers": lambda row, among: not row["freeze"] and matched(row, among, "teacher"),
     "frozen": lambda row, among: not row["teacher"] and matched(row, among, "freeze", "seed")}
