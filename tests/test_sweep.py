@@ -162,7 +162,7 @@ def test_a_failing_run_is_reported_and_the_rest_goes_on(stand_in, tmp_path, caps
 
 def test_cells_are_run_group_by_group(stand_in, tmp_path):
     cells = tmp_path / "cells.txt"
-    cells.write_text("# magnitude first\n--methods magnitude --lr 1\n\n    --keep 0.1  # the first\n"
+    cells.write_text("# magnitude first\n--methods magnitude --lr 1\n\n    --keep 0.1  # one\n"
                      "    --keep 0.1,0.3\n--methods l0 --keep 0.2\n  --lr 2,3\n")
     found = stand_in("--cells", cells, "--seeds", "4", "--keep-runs", tmp_path / "kept")
     assert [(r["method"], r["keep"], r["lr"], r["seed"]) for r in found] == [

@@ -150,7 +150,8 @@ def series_table(choose, folder: Path, file: str, tasks: str, *, prefix: str = "
         ["", "method", *(f"{100 * float(keep):g} %" for keep in keeps)], body,
         "mean ± standard deviation (seeds); columns: share of the encoder matrices' weights asked "
         f"to remain; data: {data}; model: {model}; {rates(chosen)}rows: "
-        f"`results/{file}.csv`" + has_collapsed(chosen) * ". A † marks a collapsed run: no better than one answer for all rows")
+        f"`results/{file}.csv`" + has_collapsed(chosen) * (
+            ". A † marks a collapsed run: no better than one answer for all rows"))
 
 
 def rate_text(lr: str) -> str:
