@@ -11,9 +11,9 @@ from conftest import ROOT
 
 import bert
 import masking
-from support import checkpoints as runs
+from support import state
 from support.files import UserError, write_json
-from tools import anatomy, benchmark, figures, rows, tables
+from tools import anatomy, benchmark, drawing, figures, rows, run_figures, tables
 
 PRUNED = ("magnitude", "l0", "movement", "soft_movement")
 # what is measured of a run of an earlier version with --held-out, besides row()
@@ -80,7 +80,7 @@ def test_rows_of_the_held_out_share_are_measured_apart(results, table):
     assert lines(made)[2:] == [["sst2 accuracy", "movement", "80.0 (1)"],
                                ["", "movement, 0.1 held out", "80.0 (1)"]] and "†" not in made
     assert table("held_out", found) == [
-        ["sst2 held_out_accuracy", "movement, 0.1 held out", "72.0 ± 2.8 (2)"]]
+        ["sst2 held_out_accuracy", "movement", "72.0 ± 2.8 (2)"]]
 
 
 @pytest.mark.parametrize("kind, columns, expected", [
@@ -102,6 +102,27 @@ def test_several_tasks_each_with_its_own_metric(table):
     made = table("methods", [row(), row(task="squad", f1="60") | {"accuracy": ""}],
                  "squad,sst2")
     assert made == [["squad f1", "movement", "60.0 (1)"], ["sst2 accuracy", "movement", "80.0 (1)"]]
+
+
+def at_rates(method, *held_out, keep=0.03):
+    """Rows of seed 0 at rates 1e-4, 2e-4, …, and of seed 1 at the first; accuracy 70, 71, …"""
+    made = [row(method, keep, 0, 70 + i, lr=f"{i + 1}e-4", held_out="0.1", moved_kept=f"{i + 1}",
+                held_out_accuracy=str(value)) for i, value in enumerate(held_out)]
+    return [*made, row(method, keep, 1, 78, lr="1e-4", held_out="0.1", moved_kept="1",
+                       held_out_accuracy="99")]
+
+
+def test_the_best_rate_is_chosen_by_the_held_out_rows_of_one_seed(results):
+    found = [*at_rates("movement", 80, 60), *at_rates("magnitude", 60, 80),
+             row("magnitude", 0.1, 0, 90, lr="2e-4", held_out="0.1"),
+             row("magnitude", 0.1, 1, 91, lr="1e-4", held_out="0.1"),
+             row("dense", 1, lr="3e-5", held_out="0.1")]
+    made = tables.KINDS["best"](results("made", found), "made", "sst2")
+    assert lines(made)[2:] == [
+        ["sst2 accuracy", "dense", "80.0 (1)", "–", "–"],
+        ["", "magnitude", "–", "90.0 (1)", "71.0 (1)"],
+        ["", "movement", "–", "–", "74.0 ± 5.7 (2)"]]
+    assert "; learning rates: movement 1e-4, magnitude 2e-4, dense 3e-5; rows: " in made
 
 
 def test_settings_that_differ_make_lines_of_their_own(table):
@@ -153,7 +174,7 @@ def test_any_csv_as_it_is(tmp_path):
     ("methods maid sst2", "no rows in results/maid.csv"),
     ("methods made sst2,sts", "results/made.csv has no such rows of sts"),
     ("methods twice sst2", "two rows of sst2, movement, 0.1, seed 0"),
-    ("methods wrong sst2", "could not convert string to float: 'x'"),
+    ("methods wrong sst2", "no rows in results/wrong.csv"),  # its only one was left out
     ("methods earlier sst2", "results/earlier.csv has no such rows of sst2"),
     ("csv made acuracy", "no column 'acuracy'"),
     ("benchmark methods,theirs", "results/benchmark.json has no part theirs"),
@@ -205,7 +226,8 @@ def write_run(folder, W):
 
 
 def write_metrics(run, method="movement", **more):
-    write_json(run / "metrics.json", {"method": method, "density": 0.25} | more)
+    write_json(run / "metrics.json",
+               {"method": method, "density": 0.25, "scope": "local"} | more)
 
 
 @pytest.fixture
@@ -271,7 +293,7 @@ def test_anatomy_without_the_starting_weights(tiny_run):
 
 def test_anatomy_compares_with_what_the_run_began_with_alone(tiny_run):
     matrices, _ = anatomy.starting_weights(str(tiny_run.parent / "start"), None)
-    begun = runs.fingerprint({name: torch.from_numpy(x) for name, x in matrices.items()})
+    begun = state.fingerprint({name: torch.from_numpy(x) for name, x in matrices.items()})
     for told, known in ((begun, True), ("0" * 64, False)):
         write_metrics(tiny_run, start_fingerprint=told)
         a = anatomy.read(tiny_run)
@@ -292,7 +314,7 @@ def test_a_damaged_run_is_named(tiny_run):
 def draw(monkeypatch, tmp_path):
     """figures.main in this process → names of the pictures, and {picture: axes} of the last."""
     pytest.importorskip("matplotlib")
-    axes, save = {}, figures.save
+    axes = {}
 
     def run(*words):
         monkeypatch.setattr("sys.argv", ["tools.figures", *map(str, words), "--output",
@@ -300,8 +322,9 @@ def draw(monkeypatch, tmp_path):
         figures.main()
         return {path.name for path in (tmp_path / "figures").iterdir()}, axes
 
-    monkeypatch.setattr(figures, "save", lambda figure, path: (
-        axes.update({path.name: figure.axes}), save(figure, path)))
+    for module in (figures, run_figures):
+        monkeypatch.setattr(module, "save", lambda figure, path: (
+            axes.update({path.name: figure.axes}), drawing.save(figure, path)))
     return run
 
 
@@ -315,6 +338,7 @@ def test_curves_from_rows(results, draw, tmp_path):
     found += [row("dense", 1, model=m, accuracy=90, nonzero_parameters=n)
               for m, n in (("small", "1000"), ("small:1x64", "300"))]
     found += [row(keep=keep, teacher="t", accuracy=85) for keep in (0.3, 0.1)]
+    found += [row("random", keep) for keep in (0.3, 0.1)] + [row(freeze="weights", accuracy=60)]
     found += [row(keep=keep, scope="global", accuracy=83) for keep in (0.3, 0.1)]
     found += [row("scores.py:Own", keep, scope="local", accuracy=70) for keep in (0.3, 0.1)]
     found += [row(keep=keep, accuracy=77, held_out="0.1", held_out_accuracy="99")
@@ -323,7 +347,14 @@ def test_curves_from_rows(results, draw, tmp_path):
     found[0]["collapsed"] = "True"  # magnitude at 30 %
     names, axes = draw("--results", results("made", found))
     assert names == both("figure2-made", "figure2-encoder-parameters-made",
-                         "figure2-all-parameters-made", "figure3-made", "figure5-made")
+                         "figure2-all-parameters-made", "figure2-controls-made", "figure3-made",
+                         "figure5-made")
+    taught, controls = ([line.get_label() for line in axes[name][0].get_lines()]
+                        for name in ("figure3-made", "figure2-controls-made"))
+    assert taught == ["movement", "movement + teacher", "movement, 0.1 held out", "dense",
+                      "95 % of dense"]
+    assert {"random", "movement", "movement, weights frozen"} <= {*controls}
+    assert not {"magnitude", "L0"} & {*controls}
     drawn = {line.get_label(): line for line in axes["figure2-made"][0].get_lines()}
     assert list(drawn) == ["magnitude", "with a collapsed run", "L0", "movement",
                            "movement, 0.1 held out", "soft movement", "Own", "dense",
@@ -341,6 +372,25 @@ def test_curves_from_rows(results, draw, tmp_path):
     first = (tmp_path / "figures" / "figure2-made.svg").read_bytes()
     draw("--results", tmp_path)
     assert (tmp_path / "figures" / "figure2-made.svg").read_bytes() == first
+
+
+def test_accuracy_and_movement_against_the_rate(results, draw):
+    found = [*at_rates("movement", 80, 60, 50), *at_rates("magnitude", 60, 70, 80),
+             *at_rates("dense", 60, 70, 80, keep=1)]
+    folder = results("made", [*found, *(
+        row(keep=keep, lr="1e-4", held_out="0.1") for keep in (0.1, 0.3))])
+    names, axes = draw("--results", folder)
+    assert names == both("rates-made", "figure2-made")
+    left, right = axes["rates-made"]
+    drawn = {line.get_label(): line for line in left.get_lines()}
+    assert list(drawn) == ["dense", "magnitude", "movement"]
+    assert [*drawn["movement"].get_xdata()] == pytest.approx([1e-4, 2e-4, 3e-4])
+    assert [*drawn["movement"].get_ydata()] == [74, 71, 72]
+    assert [*right.get_lines()[-1].get_ydata()] == [1, 2, 3]
+    assert "50.0 %" in left.texts[0].get_text() and left.get_title() == "sst2 · sample · 3 % left"
+    figure2 = {line.get_label(): line for line in axes["figure2-made"][0].get_lines()}
+    assert [*figure2["movement"].get_ydata()] == [74, 80, 80]  # at 1e-4
+    assert [*figure2["magnitude"].get_ydata()] == [72]  # at 3e-4
 
 
 def test_a_wrong_csv_keeps_no_other_from_being_drawn(results, draw, tmp_path):
@@ -367,31 +417,43 @@ def test_the_papers_runs_are_drawn_from_their_sheet(draw, tmp_path):
     drawn = {line.get_label(): line for line in squad.get_lines()}
     assert list(drawn) == ["magnitude", "magnitude, global", "movement", "movement, global",
                            "dense", "95 % of dense"]
-    assert len(drawn["movement"].get_xdata()) == 8 and squad.get_ylabel() == "f1 (%)"
+    assert len(drawn["movement"].get_xdata()) == 8 and squad.get_ylabel() == "F1 (%)"
 
 
 def test_pictures_of_runs(tiny_run, draw, capsys):
     names, axes = draw("--run", tiny_run)
-    assert names == both("curves", "figure1", "figure4a", "figure4b", "figure6",
-                         "figure6-matrices") | {"anatomy.csv"}
+    assert names == both("curves", "figure1", "figure4a", "figure4b") | {"anatomy.csv"}
     assert [axis.get_ylabel() for axis in axes["curves"]] == ["loss", "density"]
+    said = capsys.readouterr().out
+    assert "movement, 25 %" in said and "no Figure 6: " in said
+    write_metrics(tiny_run, scope="global")
+    names, axes = draw("--run", tiny_run)
+    assert names >= both("figure6", "figure6-matrices")
     assert list(axes["figure6"][0].get_lines()[0].get_ydata()) == [25]
-    assert "movement, 25 %" in capsys.readouterr().out
+
+
+def test_a_scatter_shows_what_is_kept_in_its_true_proportion():
+    figure, axis = drawing.plt.subplots()
+    x = np.arange(100_000.0)
+    run_figures.scatter(axis, x, x, x % 50 == 0, "red")
+    pruned, kept = (len(points.get_offsets()) for points in axis.collections)
+    assert pruned + kept == 20_000 and kept == pytest.approx(400, abs=80)
+    drawing.plt.close(figure)
 
 
 def test_methods_look_the_same_everywhere_and_unlike_each_other():
-    assert list(figures.STYLES) == list(rows.METHOD_NAMES) == list(masking.METHODS)
+    assert list(drawing.STYLES) == list(rows.METHOD_NAMES) == list(masking.METHODS)
     assert {m for m, method in masking.METHODS.items() if not method.ranked} == {*tables.GLOBAL}
-    for part in zip(*figures.STYLES.values(), *figures.OWN_STYLES):
-        assert len(set(part)) == len(figures.STYLES) + len(figures.OWN_STYLES)
-    made = figures.dashes([("movement", "movement"), ("movement", "movement, global"),
+    for part in zip(*drawing.STYLES.values(), *drawing.OWN_STYLES):
+        assert len(set(part)) == len(drawing.STYLES) + len(drawing.OWN_STYLES)
+    made = drawing.dashes([("movement", "movement"), ("movement", "movement, global"),
                            ("l0", "L0"), ("movement", "movement"), ("a.py:A", "A"),
                            ("b.py:A", "A, too")])
     assert made == {"movement": "-", "movement, global": "--", "L0": "-", "A": "-", "A, too": "--"}
 
 
 def test_without_matplotlib_one_line_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(figures, "plt", None)
+    monkeypatch.setattr(drawing, "plt", None)
     monkeypatch.setattr("sys.argv", ["tools.figures"])
     with pytest.raises(UserError, match=r"pip install -r requirements-dev\.txt"):
         figures.main()

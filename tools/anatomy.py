@@ -152,6 +152,15 @@ def row_of(layer, matrix: str, parts: list[Part]) -> dict:
     return row | {name: float(x.mean(dtype=np.float64)) for name, x in means.items() if x.size}
 
 
+def moved_kept(run: Path) -> float | None:
+    """How far the kept weights of a finished run moved, in standard deviations of its starting
+    weights; None where these are not to be had."""
+    try:
+        return row_of("all", "all", read(run).parts).get("moved_kept")
+    except UserError:
+        return None
+
+
 def dead_units(a: Anatomy, layer: int) -> dict[str, int]:
     """How many attention heads and feed-forward neurons of a layer have no effect: everything that
     leads into them, or everything that leads out, is pruned."""

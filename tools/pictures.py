@@ -23,10 +23,12 @@ import evaluate
 import masking
 import train
 from support import cli
-from support.files import UserError, read_json, run_main
+from support.files import read_json, run_main
 from support.penalty import PenaltySearch
-from tools.figures import GREY, HERE, LOOK, plt, style_of
+from tools import drawing
+from tools.drawing import GREY, plt, style_of
 
+HERE = Path(__file__).parent.parent
 W = torch.tensor([[1.0, -1.0], [0.5, 0.2]])
 S = torch.tensor([[0.3, -0.1], [0.15, 0.2]])
 X, Y = torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.4])
@@ -251,9 +253,7 @@ def main() -> None:
                    help="which of them (default: all)")
     p.add_argument("--output", type=Path, default=HERE / "figures", metavar="DIR")
     args = p.parse_args()
-    if plt is None:
-        raise UserError("pictures need matplotlib: python -m pip install -r requirements-dev.txt")
-    plt.rcParams.update(LOOK)
+    drawing.start()
     for name in args.only:
         DRAW[name](args.output)
 

@@ -32,7 +32,7 @@ COLUMNS = (
     "on_target", "collapsed", *METRICS,
     *(f"held_out_{name}" for name in METRICS[2:]),
     "lr", "score_lr", "epochs", "steps", "batch_size", "max_length", "warmup", "hold", "cooldown",
-    "train_rows", "eval_rows", "teacher", "freeze", "held_out", "seed",
+    "train_rows", "eval_rows", "teacher", "freeze", "held_out", "seed", "moved_kept",
     "train_seconds", "precision", "git", "command", "machine", "threads", "torch",
     "python", "date", "key")
 NUMBERS = ("density", "encoder_density", "nonzero_parameters", "nonzero_parameters_total",

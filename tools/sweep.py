@@ -39,7 +39,7 @@ import masking
 import train
 from support import checkpoints, cli, own
 from support.files import RunError, UserError, hold, read_lines, run_main
-from tools import rows
+from tools import anatomy, rows
 
 HERE = Path(__file__).parent.parent
 DEFAULTS = {"--task": "mnli", "--method": "magnitude,l0,movement,soft_movement", "--keep": "0.1",
@@ -183,6 +183,7 @@ def finish(job: Job, args) -> str:
         return f"FAILED, exit status {job.process.returncode}: {last_line or 'no message'}"
     try:
         row = rows.row_of(job.folder, job.run.words, job.run.key)
+        row["moved_kept"] = rows.as_text(anatomy.moved_kept(job.folder))
         rows.append(args.csv, row)
     except (OSError, UserError, KeyError) as error:
         kept = args.keep_runs or Path("runs")
