@@ -7,7 +7,7 @@ import pytest
 from tiny import SAMPLE, check_refused
 
 import masking
-from tools import anatomy, claims
+from tools import anatomy, claims, rows
 
 
 def made(method, W, M, W0=None, S=None, densities=(None,), **metrics):
@@ -85,13 +85,19 @@ def test_bands_by_hand():
 
 
 def test_runs_are_made_once_and_looked_at_again(sample_run, command, tmp_path):
-    words = ("tools.claims", "--claims", "close,shape", "--output", tmp_path, *SAMPLE,
-             "--model", sample_run[0])
+    words = ("tools.claims", "--claims", "close,swap,shape", "--output", tmp_path, *SAMPLE,
+             "--model", sample_run[0], "--csv", tmp_path / "claims.csv")
     first, again = command(*words), command(*words)
-    assert "of 2 claims hold here" in first.succeeded()
+    assert "of 3 claims hold here" in first.succeeded()
     assert (first.stdout.count("[1/1] "), again.succeeded().count("[1/1] ")) == (2, 0)
     said = [line for line in first.stdout.splitlines() if not line.startswith("[1/1] ")]
     assert said[:-1] == again.stdout.splitlines()[:-1]  # without the seconds
+    kept = rows.read(tmp_path / "claims.csv")
+    assert len(kept) == 3 and kept[1]["where"] == "small random networks"
+    assert kept[0]["where"].startswith("mnli, ") and kept[0]["where"].endswith(" steps")
+    assert all(row["verdict"] in ("holds", "does not hold") for row in kept)
+    assert kept[0]["measured"].split("; ")[0] in first.stdout
+    assert all(row["measured"] for row in kept) and str(tmp_path) not in kept[0]["command"]
 
 
 @pytest.mark.parametrize("words, steps, epochs", [

@@ -4,6 +4,7 @@
     python -m tools.claims --claims swap,shape        some of them
     python -m tools.claims --claims crossover --steps 2250 --seed 1   other flags go to train.py
     python -m tools.claims --method FILE.py:Class                     a score of one's own
+    python -m tools.claims --csv results/claims.csv                   keep the verdicts
 
 1 swap       a pruned weight that overtakes a kept one lowers the loss (Appendix A.1)
 2 close      fine-tuned weights stay close to the pretrained ones (Figure 1)
@@ -14,9 +15,11 @@
 
 The first uses small random networks. The others use runs of train.py with one seed each, far
 shorter than the paper's. The runs stay in --output: the same command again trains nothing, and
-`python -m tools.figures --run` can draw them.
+`python -m tools.figures --run` can draw them. Runs that a sweep with the same flags left in its
+--keep-runs need not be made again either.
 """
 
+import sys
 import tempfile
 import time
 from argparse import Namespace
@@ -31,13 +34,14 @@ from torch.nn import functional as F
 import masking
 import train
 from support import cli
-from support.files import RunError, UserError, run_main
-from tools import anatomy, sweep
+from support.files import RunError, UserError, check_table, run_main
+from support.origin import origin
+from tools import anatomy, rows, sweep
 from tools.anatomy import Anatomy
 
 STEPS = 600
 HIGH, LOW = 0.7, 0.03  # densities: the paper puts the crossing between 0.15 and 0.7
-FIXED = {"--task", "--keep", "--scope", "--penalty", "--overwrite", "--resume",
+FIXED = {"--keep", "--scope", "--penalty", "--overwrite", "--resume",
          "--dry-run"}  # flags of train.py that the claims set themselves
 
 
@@ -206,10 +210,10 @@ def layers(magnitude: Anatomy, movement: Anatomy) -> Verdict:
     """
     densities, lines = [], []
     for a in (magnitude, movement):
-        rows = anatomy.layer_rows(anatomy.table(a))
-        densities.append([row["density"] for row in rows])
+        found = anatomy.layer_rows(anatomy.table(a))
+        densities.append([row["density"] for row in found])
         lines.append(f"{a.label}: " + " ".join(f"{100 * d:.1f}" for d in densities[-1])
-                     + f" % of each layer's {rows[0]['entries']:,} weights, first to last")
+                     + f" % of each layer's {found[0]['entries']:,} weights, first to last")
     even, uneven = densities
     return Verdict(lines, max(even) <= 2 * min(even) and uneven[0] >= 2 * uneven[-1])
 
@@ -237,8 +241,8 @@ def trained(needs: tuple, method: str, flags: list[str], output: Path) -> list[A
     """The runs that a claim needs, with `method` in movement's place; those that are not finished
     in `output` are trained first."""
     needs = [(method if name == "movement" else name, *rest) for name, *rest in needs]
-    planned = [sweep.make_run([*flags, "--task", "mnli", "--method", name, "--scope", scope,
-                               "--keep", f"{keep:g}"]) for name, keep, scope in needs]
+    planned = [sweep.make_run([*flags, "--method", name, "--scope", scope, "--keep", f"{keep:g}"])
+               for name, keep, scope in needs]
     todo = [run for run in planned if not (output / run.name / "metrics.json").exists()]
     with tempfile.TemporaryDirectory() as scratch:
         args = Namespace(jobs=1, csv=Path(scratch, "rows.csv"), keep_runs=output)
@@ -252,13 +256,34 @@ def trained(needs: tuple, method: str, flags: list[str], output: Path) -> list[A
     return runs
 
 
+def stated(name: str) -> tuple[str, str]:
+    """A claim, and when it holds."""
+    claim, condition = CLAIMS[name][0].__doc__.split("\n\n")
+    return " ".join(claim.split()), " ".join(condition.split())
+
+
 def report(name: str, verdict: Verdict) -> str:
     """The claim, when it holds, what was measured, and the verdict."""
-    claim, condition = (" ".join(part.split())
-                        for part in CLAIMS[name][0].__doc__.split("\n\n"))
+    claim, condition = stated(name)
     conclusion = "→ holds here" if verdict.holds else "→ does not hold here"
     return "\n    ".join([f"{list(CLAIMS).index(name) + 1} {name}: {claim}", condition,
                           *verdict.lines, conclusion]) + "\n"
+
+
+def keep_verdict(path: Path, name: str, verdict: Verdict, runs: list[Anatomy], words: list[str]):
+    """Add a row to a CSV file, in place of an earlier one of the same claim, task and model."""
+    where = "small random networks"
+    if runs:
+        found = runs[0].metrics
+        where = f"{found['task']}, {rows.place(found['model'])}, {found['steps']:,} steps"
+    row = {"claim": stated(name)[0], "where": where,
+           "verdict": "holds" if verdict.holds else "does not hold",
+           "measured": "; ".join(verdict.lines),
+           "command": "python -m tools.claims " + " ".join(map(rows.place, words))}
+    row |= {column: origin("cpu")[column] for column in ("git", "date")}
+    others = [other for other in rows.read(path)
+              if (other["claim"], other["where"]) != (row["claim"], row["where"])]
+    rows.write(path, [*others, row], row)
 
 
 def main() -> None:
@@ -267,6 +292,7 @@ def main() -> None:
                    help="a comma list (default: all)")
     p.add_argument("--output", type=Path, default=Path("runs/claims"), metavar="DIR",
                    help="where the runs are kept")
+    p.add_argument("--csv", type=Path, metavar="FILE", help="keep the verdicts there, a row each")
     p.add_argument("--method", default="movement", metavar="FILE.py:Class",
                    help="judge this one in movement's place, by claims 3 to 6")
     args, flags = p.parse_known_args()
@@ -277,13 +303,19 @@ def main() -> None:
             p.error(f"--claims {name} is not known{cli.nearest(name, CLAIMS)}")
     for flag in FIXED & {word.split("=")[0] for word in flags}:
         p.error(f"{flag}: the claims set it themselves")
+    if args.csv:
+        check_table(args.csv, "claim")
+    flags = ["--task", "mnli", *flags]  # which a later --task overrides
     if train.make_parser().parse_args(flags).epochs is None:  # it ends the program if one is wrong
         flags = ["--steps", str(STEPS), *flags]  # which a later --steps overrides
     began, held = time.time(), 0
     for name in names:
         judge, needs = CLAIMS[name]
-        verdict = judge(*trained(needs, args.method, flags, args.output))
+        runs = trained(needs, args.method, flags, args.output)
+        verdict = judge(*runs)
         held += verdict.holds
+        if args.csv:
+            keep_verdict(args.csv, name, verdict, runs, sys.argv[1:])
         print(report(name, verdict), flush=True)
     print(f"{held} of {len(names)} claims hold here · {time.time() - began:.0f} s")
 
