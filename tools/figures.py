@@ -117,16 +117,17 @@ def same_task(first: dict, sources: list[list[dict]]) -> list[dict]:
 
 def draw_curves(path: Path, results: list[dict], column: str, sources: list[list[dict]]) -> None:
     """A panel for each task, data and model; `sources`: where to look for dense rows."""
-    unit, x_name = X_AXES[column]
     parts = [tables.measured(part) for part in groups(results)]
     figure, axes = panels(len(parts))
     series = [tables.series_of(part) for _, part in parts]
     dash = dashes([(method_of(cells), label) for one in series for label, cells in one.items()])
     for axis, (metric, part), one in zip(axes, parts, series):
+        x = column if any(row[column] for row in part) else "encoder_density"  # the paper's rows
+        unit, x_name = X_AXES[x]
         for label, cells in one.items():
             colour, marker = style_of(method_of(cells))
             face = colour if dash[label] == "-" else "white"
-            draw_line(axis, cells.values(), metric, column, unit, linestyle=dash[label],
+            draw_line(axis, cells.values(), metric, x, unit, linestyle=dash[label],
                       color=colour, marker=marker, markerfacecolor=face, label=label)
         dense, model = same_task(part[0], sources), part[0]["model"]
         if unit == 100:
@@ -134,7 +135,7 @@ def draw_curves(path: Path, results: list[dict], column: str, sources: list[list
             mark_chance(axis, part[0], metric)
             logarithmic(axis, (1, 3, 5), "{x:g}")
         else:
-            dense_models(axis, dense, metric, column)
+            dense_models(axis, dense, metric, x)
             logarithmic(axis, (1, 3), matplotlib.ticker.EngFormatter())
         axis.set(title=f"{part[0]['task']} · {part[0]['data']}\n{model.split('/')[-1]}",
                  xlabel=x_name, ylabel=metric_name(metric))
@@ -195,7 +196,6 @@ def figures_of(results: list[dict]) -> list[tuple[str, str, list[dict]]]:
     """The figures that one file has rows for → name, column of the x axis, rows of each."""
     pruned = [row for row in results if row["method"] != "dense"
               and (not with_rates(results) or tables.at_best_rate(row, results))]
-    x = "density" if any(row["density"] for row in pruned) else "encoder_density"
     usual = [row for row in pruned if row["scope"] == tables.usual_scope(row["method"])
              or row["method"] not in STYLES]
     plain = [row for row in usual if tables.alone(row) and row["method"] != "random"]
@@ -204,10 +204,12 @@ def figures_of(results: list[dict]) -> list[tuple[str, str, list[dict]]]:
               if (row["task"], row["method"]) in with_teacher and not row["freeze"]]
     controls = [row for row in usual if not row["teacher"] and (
         row["method"] == "random" or tables.matched(row, usual, "freeze"))]
-    ranked = [row for row in pruned if row["method"] not in tables.GLOBAL and tables.alone(row)]
+    ranked = [row for row in pruned if tables.alone(row)
+              and row["method"] not in (*tables.GLOBAL, "random")]
     both_scopes = {row["task"] for row in ranked if row["scope"] == "global"}
-    pictures = [("figure2", x, plain), ("figure3", x, taught), ("figure2-controls", x, controls),
-                ("figure5", x, [row for row in ranked if row["task"] in both_scopes])]
+    pictures = [("figure2", "density", plain), ("figure3", "density", taught),
+                ("figure2-controls", "density", controls),
+                ("figure5", "density", [row for row in ranked if row["task"] in both_scopes])]
     if len({row["model"] for row in results if row["method"] == "dense"}) > 1:
         pictures += [("figure2-encoder-parameters", "nonzero_parameters", plain),
                      ("figure2-all-parameters", "nonzero_parameters_total", plain)]
@@ -223,6 +225,10 @@ def from_results(folder: Path, output: Path) -> None:
     files["paper"] = paper_rows(folder / "paper_runs.csv")
     everything, wrong = [row for results in files.values() for row in results], []
     pictures = [(name, *picture) for name in files for picture in figures_of(files[name])]
+    theirs = next((found for name, figure, _, found in pictures
+                   if (name, figure) == ("paper", "figure5")), [])
+    pictures = [(name, figure, column, found + theirs * (figure == "figure5" and name != "paper"))
+                for name, figure, column, found in pictures]
     rated = {name: found for name in files if (found := with_rates(files[name]))}
     if not pictures and not rated:
         raise UserError(f"nothing to draw: no CSV file in {folder} has rows of two densities")
