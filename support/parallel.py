@@ -140,14 +140,12 @@ def largest(value: int, t: int) -> int:
 
 def check_alike(settings: dict) -> None:
     """UserError where processes differ in what decides the result."""
-    if world() > 1:
-        all_settings = [None] * world()
-        dist.all_gather_object(all_settings, settings)
-        for number, its in enumerate(all_settings):
-            for name in settings:
-                if its.get(name) != all_settings[0].get(name):
-                    raise UserError(f"process {number} has {name} {its.get(name)}, and process 0 "
-                                    f"{all_settings[0].get(name)}; start them alike")
+    first, *others = from_all(settings)
+    for number, its in enumerate(others, 1):
+        for name in settings:
+            if its[name] != first[name]:
+                raise UserError(f"process {number} has {name} {its[name]}, and process 0 "
+                                f"{first[name]}; start them alike")
 
 
 def check_equal(pruner, t: int) -> None:
@@ -155,16 +153,13 @@ def check_equal(pruner, t: int) -> None:
     if world() == 1 or t % CHECK_EVERY:
         return
     sums = [float(m.weight.detach().double().sum()) for m in pruner.matrices]
-    all_sums = [None] * world()
-    dist.all_gather_object(all_sums, sums)
-    if any(its_sums != sums for its_sums in all_sums):
+    if any(its_sums != sums for its_sums in from_all(sums)):
         raise RunError(f"step {t}: the processes no longer have the same weights and masks")
 
 
-def from_main(value):
-    """The main process's value, on every process."""
-    if world() == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+def from_all(value) -> list:
+    """The values of all processes, the main one's first, on each of them."""
+    values = [value] * world()
+    if world() > 1:
+        dist.all_gather_object(values, value)
+    return values

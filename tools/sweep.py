@@ -32,7 +32,7 @@ import evaluate
 import masking
 import train
 from support import checkpoints, cli, own
-from support.files import RunError, UserError, hold, run_main
+from support.files import RunError, UserError, locked, run_main
 from tools import rows
 
 HERE = Path(__file__).parent.parent
@@ -175,8 +175,8 @@ def finish(job: Job, args) -> str:
 
 def end(jobs: list[Job]) -> None:
     """Interrupt the runs in progress; kill those that go on for longer than PATIENCE."""
-    for job in jobs:  # Windows cannot send Ctrl-C to another process
-        job.process.send_signal(signal.SIGTERM if os.name == "nt" else signal.SIGINT)
+    for job in jobs:
+        job.process.terminate()
     latest = time.monotonic() + PATIENCE
     while time.monotonic() < latest and any(job.process.poll() is None for job in jobs):
         time.sleep(0.1)
@@ -206,12 +206,10 @@ def carry_out(runs: list[Run], args, scratch: Path) -> int:
 
 
 def remove_leftovers() -> None:
-    """Temporary folders of sweeps that were killed."""
-    for folder in Path(tempfile.gettempdir()).glob("movement-sweep-*"):
-        with suppress(OSError, UserError):  # somebody else's, or in use
-            if time.time() - folder.stat().st_mtime > 60:  # a younger one may not be locked yet
-                hold(folder / ".lock", "in use")
-                shutil.rmtree(folder)
+    """Temporary folders of sweeps that were killed: their locks can be taken."""
+    for lock in Path(tempfile.gettempdir()).glob("movement-sweep-*/.lock"):
+        with suppress(OSError, UserError), locked(lock, "in use"):  # or somebody else's
+            shutil.rmtree(lock.parent)
 
 
 def main() -> None:
@@ -220,12 +218,11 @@ def main() -> None:
     there = {row["key"] for row in rows.check(args.csv)}
     todo = [run for run in runs if run.key not in there]
     print(f"{len(runs)} runs, {len(runs) - len(todo)} of them in {args.csv} already", flush=True)
-    for name in (signal.SIGTERM, signal.SIGINT):  # a shell's background job ignores SIGINT
-        signal.signal(name, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     try_out(todo)
     remove_leftovers()
-    with tempfile.TemporaryDirectory(prefix="movement-sweep-") as scratch:
-        hold(Path(scratch, ".lock"))
+    with (tempfile.TemporaryDirectory(prefix="movement-sweep-") as scratch,
+          locked(Path(scratch, ".lock"))):
         failed = carry_out(todo, args, Path(scratch))
     if failed:
         raise RunError(f"{failed} of {len(todo)} runs failed; the same command tries them again")
