@@ -91,7 +91,7 @@ def model_folder(name: str, offline: bool = False) -> Path | None:
     """
     if pretrain.is_small(name):
         return pretrain.small_bert(name)
-    if Path(name).is_dir():
+    if Path(name).exists():
         return Path(name)
     return download.model_folder(name, offline)
 

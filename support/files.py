@@ -296,7 +296,6 @@ def check_sums(folder: Path) -> None:
 def locked(lock: Path, taken: str | None = None):
     """Hold the file `lock`, made if need be with its folder. Where another process holds it:
     UserError(taken), or a wait if that is None."""
-    check_writable(lock.parent)
     held = FileLock(lock)
     try:
         held.acquire(timeout=-1 if taken is None else 0)
@@ -320,8 +319,11 @@ def cache_folder() -> Path:
 
 
 def cache_path(name: str, key: str) -> Path:
-    """The folder that cached(name, key, …) finds or makes, whether or not it exists yet."""
-    return cache_folder() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    """The folder that cached(name, key, …) finds, or makes; UserError if it could not."""
+    folder = cache_folder() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    if not folder.exists():
+        check_writable(folder)
+    return folder
 
 
 def cached(name: str, key: str, make) -> Path:
