@@ -23,7 +23,6 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 torch.set_flush_denormal(True)
 
 CHECK_EVERY = 100  # steps
-TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # the variables that it sets
 
 # ---------------------------------------------------------------------- device and precision
 
@@ -76,10 +75,10 @@ def start(device: str) -> str:
             local = int(os.environ.get("LOCAL_RANK", rank()))
             device = f"cuda:{local % torch.cuda.device_count()}"
             torch.cuda.set_device(device)
-        [os.environ[name] for name in TORCHRUN]
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    except (KeyError, ValueError, RuntimeError) as error:  # one is missing, or no number
-        raise UserError(f"{', '.join(TORCHRUN)}: {error}; use torchrun, or unset them") from None
+    except (ValueError, RuntimeError) as error:  # a variable is missing, or no number
+        raise UserError(f"RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT: {error}; use torchrun, which "
+                        "sets them, or unset them") from None
     return device
 
 

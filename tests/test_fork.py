@@ -70,7 +70,7 @@ def test_an_own_score_goes_through_every_command(place):
 def test_a_wrong_class_is_one_line(text, said, place):
     write_atomically("own.py", f"import masking\n{text}\n")
     check_refused(place.train("--method", "own.py:Own", output="new"), said)
-    check_refused(place.train("--method", "gone.py:Own", output="new"), "gone.py: cannot be read")
+    check_refused(place.train("--method", "gone.py:Own", output="new"), "gone.py: No such file")
 
 
 # ----------------------------------------------------------------------------- later scores
