@@ -201,7 +201,6 @@ class Run:
         self.save_every, self.T = settings["save_every"], settings["steps"]
         self.settings = settings | {"device": settings["device"].split(":")[0],
                                     "processes": parallel.world()}
-        self.record = self.settings | origin.origin(self.settings["device"])
         self.t, self.smooth_loss, self.start = 0, None, None
         self.finished = False
         self.unread = []  # loss and norm of the gradient of the last steps, still on the device
@@ -212,6 +211,7 @@ class Run:
 
     def __enter__(self):
         self.began = time.perf_counter()
+        self.record = self.settings | origin.origin(self.settings["device"])
         parallel.check_alike(self.settings)
         if self.resume:
             self.read_checkpoint()

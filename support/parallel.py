@@ -77,8 +77,8 @@ def start(device: str) -> str:
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     except (ValueError, RuntimeError) as error:  # a variable is missing, or no number
-        raise UserError(f"RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT: {error}; use torchrun, which "
-                        "sets them, or unset them") from None
+        raise UserError(f"RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT: {error}; use torchrun, or "
+                        "unset them") from None
     return device
 
 

@@ -71,6 +71,10 @@ FILES = {  # command, changes to files, what is said
         EXPORT, {"run/SHA256SUMS": None, "run/model.safetensors": "x"}, "not weights"),
     "resume: broken metrics": (RESUME, {"run/metrics.json": "{"}, "json:1: broken JSON"),
     "resume: foreign metrics": (RESUME, {"run/metrics.json": {"accuracy": 1}}, "metrics.json: "),
+    "overwrite: somebody else's folder": ((*AGAIN, "--output", "notes"), {"notes/a.txt": "x"},
+                                          "notes: does not hold a run"),
+    "resume: somebody else's folder": ((*RESUME[:2], *TRAIN, "--output", "notes"),
+                                       {"notes/a.txt": "x"}, "notes: does not hold a run"),
     "sweep: a CSV in two": (("tools.sweep", "--csv", "x.csv"), {"x.csv": "key,task\n1\n"},
                             "mend or remove"),
     "sweep: somebody else's file": (("tools.sweep", "--csv", "x.csv"), {"x.csv": "Dear diary\n"},
@@ -136,8 +140,6 @@ FLAGS = {  # flags of train.py: what is said
     "--output run": "run: holds files already; choose another --output",
     f"--output {SST2_DEV}": "dev.tsv is a file, not a folder",
     f"--output {SST2_DEV}/run": "dev.tsv is a file, not a folder",
-    "--output data --overwrite": "does not hold a run",
-    "--output data --resume": "does not hold a run",
     "--output run --resume --overwrite": "give one of them",
 }
 OTHER_FLAGS = {  # the same of other programs

@@ -50,6 +50,7 @@ def test_an_own_score_goes_through_every_command(place):
     assert key != sweep.make_run([*TRAIN, "--method", "own.py:Grown", "--keep", "0.1"]).key
     write_atomically("own.py", "1 / 0")  # evaluate.py and export.py need no method
     shutil.copy("own.py", run / "method.py")
+    (run / "SHA256SUMS").unlink()
     place("evaluate.py", run).succeeded()
     place("export.py", run).succeeded()
     check_refused(place.train("--method", "own.py:Grown", output="new"), "own.py:1: ZeroDivision")
