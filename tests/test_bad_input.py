@@ -134,7 +134,6 @@ FLAGS = {  # flags of train.py: what is said
     "--data nowhere": "--data nowhere: no such folder",
     "--data sample --task wnli": "there is no sample",
     "--teacher none": "none: no such folder",
-    "--dry-run --teacher none": "none: no such folder",
     "--task squad --max-length 99 --doc-stride 9 --teacher run": "not fine-tuned",
     "--teacher run --task rte": "run: has the labels 0, 1, but no entailment",
     "--output run": "run: holds files already; choose another --output",
@@ -163,6 +162,7 @@ def test_flags(flags, place):
     before = digests(place.folder)
     if flags in FLAGS:
         check_refused(place.train(*flags.split(), output="new"), FLAGS[flags])
+        check_refused(place.train(*flags.split(), "--dry-run", output="new"), FLAGS[flags])
     else:
         check_refused(place(*flags.split()), OTHER_FLAGS[flags])
     assert digests(place.folder) == before
