@@ -341,19 +341,16 @@ def read_weights(folder: str | Path) -> dict[str, torch.Tensor]:
     """Tensors under the file's names; UserError if unreadable. No code in a pickle (.bin) runs."""
     path, pickled = (Path(folder) / name for name in ("model.safetensors", "pytorch_model.bin"))
     if path.exists():
-        weights, _ = files.read_tensors(path)
-    elif not pickled.exists():
+        return files.read_tensors(path)[0]
+    if not pickled.exists():
         raise UserError(f"{folder}: no model.safetensors, and no pytorch_model.bin (weights in "
                         "several files are not supported)")
-    else:
-        path = pickled
-        with files.reading(path, "not weights; a pickle can hold any program, so it was not run"):
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-    with files.reading(path, "not weights"):
-        if all(isinstance(name, str) and name.isprintable() and tensor.layout == torch.strided
-               for name, tensor in weights.items()):
-            return weights
-        raise ValueError("it should hold dense tensors, each with a name")
+    with files.reading(pickled, "not weights; a pickle can hold any program, so it was not run"):
+        weights = torch.load(pickled, map_location="cpu", weights_only=True)
+        if not all(isinstance(name, str) and tensor.layout == torch.strided
+                   for name, tensor in weights.items()):
+            raise ValueError("it should hold dense tensors, each with a name")
+        return weights
 
 
 def from_hf_name(name: str) -> str:

@@ -91,7 +91,7 @@ def model_folder(name: str, offline: bool = False) -> Path | None:
     """
     if pretrain.is_small(name):
         return pretrain.small_bert(name)
-    if Path(name).is_dir():
+    if Path(name).exists():
         return Path(name)
     return download.model_folder(name, offline)
 
@@ -120,9 +120,7 @@ def load_rows(settings, task: data.Task, training: bool = True):
     seed, and is one more split, report.HELD_OUT. All is read and checked before rows are drawn.
     """
     folder = data_folder(settings.data, task)
-    train_rows = None
-    if training or settings.held_out:
-        train_rows = data.read(task, folder, "train")
+    train_rows = data.read(task, folder, "train") if training or settings.held_out else None
     eval_rows = {split: data.read(task, folder, split) for split in task.dev}
     if settings.held_out:
         order = np.random.default_rng(0).permutation(len(train_rows))

@@ -116,14 +116,8 @@ def load_compact(path: str | Path) -> dict[str, torch.Tensor]:
 
     Nothing in the file is trusted: whatever is wrong with it is a UserError.
     """
-    try:
+    with files.reading(path, "not a whole compact file; write it again with python export.py RUN"):
         return unpack(Path(path).read_bytes())
-    except OSError as error:
-        raise files.UserError(f"{path}: {error.strerror}") from None
-    except Exception as error:  # lzma, safetensors, numpy and torch raise many kinds
-        why = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise files.UserError(f"{path}: not a whole compact file ({why}); write it again with "
-                              "python export.py RUN") from None
 
 
 # ---------------------------------------------------------------------------------- the sizes
@@ -228,21 +222,22 @@ def main() -> None:
         files.check_writable(path)
     if args.csv:
         files.check_table(args.csv, "file")
-    files.hold(args.run / ".lock", f"{args.run}: another program is at work there")
+    files.at_end.enter_context(
+        files.locked(args.run / ".lock", f"{args.run}: another program is at work there"))
     files.remove_parts(folder)
     write_folder(model, task, args.run, folder)
     weights = bert.hf_weights(model)
     pruned = {bert.to_hf_name(name) for name in masking.encoder_matrices(model)}
     packed = {values: pack(weights, pruned, values) for values in VALUES}
     files.write_atomically(folder / COMPACT, packed[args.values])
-    files.write_sums(folder, "README.md")
     table = size_table(weights, pruned, packed)
     left = sum(int(weights[name].count_nonzero()) for name in pruned)
     entries = sum(weights[name].numel() for name in pruned)
-    with files.reading(measured, "damaged"):
-        metrics = files.read_json(measured) if measured.exists() else {}
+    metrics = files.read_json(measured) if measured.exists() else {}
+    with files.reading(args.run, "its run.json or metrics.json is damaged"):
         text = card.card(recorded, metrics, type(model).__name__, left, entries)
     files.write_atomically(folder / "README.md", text)
+    files.write_sums(folder)
     print(show(table, left))
     print(f"\nwritten: {folder} (a Hugging Face folder) and, in it, {COMPACT} ({args.values})")
     if args.csv:

@@ -371,7 +371,7 @@ def main() -> None:
     fixed = asdict(settings) | checkpoints.fingerprints(prepared, teacher and teacher[0]) | {
         "method_digest": own.digest(settings.method),
         "own_task": None if settings.task in data.TASKS else
-        {"columns": task.columns, "labels": task.labels}}
+        {"columns": list(task.columns), "labels": list(task.labels)}}
     run = checkpoints.Run(folder, fixed, pruner, args.resume, args.overwrite)
     if not pretrain.is_small(settings.model) and pruner.method.ranked and pruner.method.learned:
         report.warn_of_collapse(settings, schedule)

@@ -12,7 +12,6 @@ Where --overwrite is to replace a finished run, all this is in a hidden folder u
 
 import json
 import math
-import platform
 import shutil
 import signal
 import sys
@@ -21,7 +20,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
-import tokenizers
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -77,14 +75,16 @@ def choose_folder(settings, overwrite: bool, resume: bool, dry_run: bool) -> Pat
     them, and for one that another program is at work in, or that the run reads from.
     """
     if not parallel.is_main():
-        return parallel.from_main(None)
+        return parallel.from_all(None)[0]
     if overwrite and resume:
         raise UserError("--overwrite starts anew, --resume goes on; give one of them")
     folder = Path(settings.output or default_folder(settings, free=not (overwrite or resume)))
     files.check_writable(folder)
+    check_apart(folder, settings)
     if not dry_run:
-        files.locks.callback(files.remove_if_empty, folder)
-        files.hold(folder / ".lock", f"{folder}: another run is at work there")
+        files.at_end.callback(files.remove_if_empty, folder)
+        files.at_end.enter_context(
+            files.locked(folder / ".lock", f"{folder}: another run is at work there"))
         finish_replacing(folder)
     if is_taken(folder):
         if not (overwrite or resume):
@@ -93,8 +93,7 @@ def choose_folder(settings, overwrite: bool, resume: bool, dry_run: bool) -> Pat
         if not (folder / RUN).exists():
             raise UserError(f"{folder}: does not hold a run, so it is left alone; choose another "
                             "--output")
-    check_apart(folder, settings)
-    return parallel.from_main(folder)
+    return parallel.from_all(folder)[0]
 
 
 def check_apart(folder: Path, settings) -> None:
@@ -137,7 +136,6 @@ def finish_replacing(folder: Path) -> None:
 def check_same(path: Path, before: dict, now: dict) -> None:
     """UserError that names what decides the result and differs between two runs, if anything does;
     for their surroundings, a warning."""
-    now = json.loads(json.dumps(now))  # tuples become lists, as in `before`
     changes = {name: f"{name} was {before.get(name)}, is now {now.get(name)}"
                for name in sorted(before.keys() | now.keys())
                if name not in INCIDENTAL and before.get(name) != now.get(name)}
@@ -168,17 +166,11 @@ def report_if_finished(folder: Path, settings: dict) -> bool:
     return True
 
 
-def versions() -> dict:
-    """Besides what origin.origin says."""
-    return {"python": platform.python_version(), "numpy": np.__version__,
-            "tokenizers": tokenizers.__version__, "threads": torch.get_num_threads()}
-
-
 def fingerprints(prepared, teacher: torch.nn.Module | None) -> dict[str, str]:
     """Of all from outside that decides a run's result (`prepared`: evaluate.Prepared)."""
     found = {"data_fingerprint": prepared.rows.fingerprint,
              "weights_fingerprint": state.fingerprint(prepared.model.state_dict()),
-             "tokenizer_fingerprint": state.text_digest(prepared.tokenizer.to_str()),
+             "tokenizer_fingerprint": state.fingerprint({}, prepared.tokenizer.to_str()),
              "teacher_fingerprint": teacher and state.fingerprint(teacher.state_dict())}
     for split, (rows, _) in prepared.evaluated.items():
         found[f"dev{split}_fingerprint"] = rows.fingerprint
@@ -210,6 +202,7 @@ class Run:
         self.settings = settings | {"device": settings["device"].split(":")[0],
                                     "processes": parallel.world()}
         self.t, self.smooth_loss, self.start = 0, None, None
+        self.finished = False
         self.unread = []  # loss and norm of the gradient of the last steps, still on the device
         self.bar, self.lines, self.found, self.stopping = None, [], None, 0
         self.tenth, self.measured = 0, {}  # last tenth of the run that began, last metrics
@@ -218,11 +211,10 @@ class Run:
 
     def __enter__(self):
         self.began = time.perf_counter()
-        self.record = self.settings | versions() | origin.origin(self.settings["device"])
-        parallel.check_alike({name: value for name, value in self.record.items()
-                              if name not in ("date", "machine", "git")})
+        self.record = self.settings | origin.origin(self.settings["device"])
+        parallel.check_alike(self.settings)
         if self.resume:
-            self.look_back()
+            self.read_checkpoint()
         elif parallel.is_main():
             self.write_record()
             clear(self.folder)
@@ -236,7 +228,10 @@ class Run:
         files.write_json(self.folder / RUN, self.record | {"output": str(self.output)})
 
     def __exit__(self, kind, *_):
-        if kind is BrokenPipeError and 0 < self.t < self.T:  # of what prints: the steps are sound
+        # a reader of the output that goes away ends no step halfway, nor does a signal after the
+        # last one: the state is sound
+        sound = kind is BrokenPipeError or (kind is KeyboardInterrupt and self.t == self.T)
+        if sound and self.t and not self.finished:
             self.save()
         self.end()
 
@@ -258,17 +253,14 @@ class Run:
         signal.signal(number, self.handlers[number])
         self.stopping = number
 
-    def look_back(self) -> None:
-        """Read the checkpoint, before anything changes; UserError if it is damaged, or if the run
-        in this folder had other settings."""
-        old, path = self.folder / "checkpoint.pt", self.folder / RUN
-        if old.exists():
-            raise UserError(f"{old}: of an earlier version of this program; --overwrite starts "
-                            "anew")
+    def read_checkpoint(self) -> None:
+        """Read what an earlier run left, before anything changes; UserError if it is damaged, or if
+        that run had other settings."""
+        path = self.folder / RUN
         if self.checkpoint.exists():
             path, self.found = self.checkpoint, state.read_checkpoint(self.checkpoint, DAMAGED)
             with reading(path, DAMAGED):
-                check_same(path, files.parse_json(self.found["record"]), self.record)
+                check_same(path, self.found["record"], self.record)
         elif path.exists():
             check_same(path, read_json(path), self.record)
 
@@ -295,19 +287,20 @@ class Run:
 
     def state(self) -> dict:
         model, pruner, optimizer, _ = self.parts
-        return {"t": self.t, "smooth_loss": self.smooth_loss, "seconds": self.elapsed(),
+        return {"t": self.t, "smooth_loss": self.smooth_loss or 0.0, "seconds": self.elapsed(),
                 "model": model.state_dict(), "pruner": pruner.state_dict(),
                 "moments": state.moments(optimizer), "log": "".join(self.lines),
-                "record": json.dumps(self.record)}
+                "record": self.record}
 
     def load(self) -> None:
         model, pruner, optimizer, scheduler = self.parts
+        saved, self.found = self.found, None
         with reading(self.checkpoint, DAMAGED):
-            found, self.found = self.found, None
-            saved = state.filled(self.state(), found)
-            if found or not 0 < saved["t"] <= self.T:
-                raise ValueError(f"step {saved['t']} of {self.T}, {', '.join([*found][:3])}")
+            if state.outline(saved) != state.outline(self.state()):
+                raise ValueError("its names, shapes or types are not those of this run")
             self.t, self.smooth_loss = saved["t"], saved["smooth_loss"]
+            if self.t not in range(1, self.T + 1):
+                raise ValueError(f"step {self.t} of {self.T}")
             self.began -= saved["seconds"]
             self.lines = saved["log"].splitlines(keepends=True)
             [files.parse_json(line)["step"] for line in self.lines]
@@ -325,9 +318,10 @@ class Run:
 
     def finish(self, summary: dict) -> None:
         """Write metrics.json, with which the run counts as finished and replaces an earlier one."""
-        text = files.to_json(summary)
-        files.write_sums(self.folder, CHECKPOINT, **{RESULT: text})
-        write_atomically(self.folder / RESULT, text)
+        files.write_json(self.folder / RESULT, summary)
+        self.checkpoint.unlink(missing_ok=True)
+        files.write_sums(self.folder)
+        self.finished = True
         finish_replacing(self.output)
 
     def step(self, t: int, loss: Tensor, norm: Tensor, rates: list[float], metrics: dict) -> None:

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import stat
 import sys
 import warnings
@@ -17,36 +18,32 @@ from pathlib import Path
 import safetensors
 from filelock import FileLock, Timeout
 
-LONGEST = 380  # characters of a message
-
-
-def shorten(text: str) -> str:
-    """Without its middle, if it is long: a message begins with the place and ends with advice."""
-    half = LONGEST // 2
-    return text if len(text) <= LONGEST else f"{text[:half]} … {text[3 - half:]}"
-
 
 def printable(text: str) -> str:
-    """Text from anywhere as a line for a terminal: no passwords, no control characters, not long.
-    """
-    text = shorten(re.sub(r"(?<=://)[^/@\s]*@", "", text))
-    return shorten("".join(c if c.isprintable() else " " if c == "\n" else ascii(c)[1:-1]
-                           for c in text))
+    """Text from anywhere as one line for a terminal, without passwords and control characters. If
+    it is long, the middle goes: a message begins with the place and ends with advice."""
+    text = re.sub(r"(?<=://)[^/@\s]*@", "", text).replace("\n", " ")
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return text if len(text) <= 380 else f"{text[:190]} … {text[-187:]}"
 
 
-class Refusal(Exception):
-    """A message that is fit for a terminal, whatever it quotes."""
+class PlainError(Exception):
+    """An error that ends a command with one line and an exit status."""
 
     def __init__(self, message: str):
         super().__init__(printable(message))
 
 
-class UserError(Refusal):
-    """Wrong input: the message says what is wrong and how to fix it; exit status 2."""
+class UserError(PlainError):
+    """Wrong input: the message says what is wrong and how to fix it."""
+
+    status = 2
 
 
-class RunError(Refusal):
-    """A failure while running: exit status 1."""
+class RunError(PlainError):
+    """A failure while running."""
+
+    status = 1
 
 
 ADVICE = {
@@ -61,7 +58,7 @@ TORCH_ERRORS = {  # pattern in torch's message → what to say instead
     "onnection (closed|reset) by peer|NCCL": "lost another process of this run; try --resume",
     "(?i)(no working|failed to find) C.* compiler": "--compile needs a C++ compiler; leave it out",
 }
-locks = ExitStack()  # those of this command, which let_go() releases at its end
+at_end = ExitStack()  # what is left to do when the command ends, such as to release its locks
 
 
 def run_main(main) -> None:
@@ -69,13 +66,14 @@ def run_main(main) -> None:
     for name in ("stdout", "stderr"):  # None: it was closed before the program began
         setattr(sys, name, getattr(sys, name) or open(os.devnull, "w"))
         getattr(sys, name).reconfigure(errors="replace")  # a terminal that cannot show λ shows ?
+    signal.signal(signal.SIGTERM, interrupt)
     try:
-        with locks, warnings.catch_warnings():
+        with at_end, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a library's, above our own line
             main()
         sys.stdout.flush()
-    except Refusal as error:
-        fail(str(error), 2 if isinstance(error, UserError) else 1)
+    except PlainError as error:
+        fail(str(error), error.status)
     except BrokenPipeError:  # for example python export.py RUN | head -3
         with suppress(OSError):  # Python flushes as it exits
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -90,9 +88,15 @@ def run_main(main) -> None:
     except OSError as error:
         advice = f"; {ADVICE[error.errno]}" if error.errno in ADVICE else ""
         fail(f"{error.filename or 'a file'}: {error.strerror or error}{advice}", 1)
-    except KeyboardInterrupt:
-        print("\n" * sys.stderr.isatty() + "stopped by Ctrl-C", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        by, status = error.args or ("Ctrl-C", 128 + signal.SIGINT)
+        print("\n" * sys.stderr.isatty() + f"stopped by {by}", file=sys.stderr)
+        sys.exit(status)
+
+
+def interrupt(number: int, _) -> None:
+    """Handle SIGTERM, which clusters send before they take a machine, as Python does Ctrl-C."""
+    raise KeyboardInterrupt(signal.Signals(number).name, 128 + number)
 
 
 def fail(message: str, status: int):
@@ -176,16 +180,13 @@ def whole_folder(folder: Path):
         shutil.rmtree(part, ignore_errors=True)
 
 
-def to_json(value) -> str:
-    """RunError for a number that is none: it is never a result."""
-    try:
-        return json.dumps(value, indent=2, allow_nan=False) + "\n"
-    except ValueError:
-        raise RunError(f"there is a result that is not a number: {value}") from None
-
-
 def write_json(path: str | Path, value) -> None:
-    write_atomically(path, to_json(value))
+    """RunError for NaN and infinity, which are never a result."""
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except ValueError:
+        raise RunError(f"{path}: there is a result that is not a number: {value}") from None
+    write_atomically(path, text + "\n")
 
 
 # ------------------------------------------------- reading what comes from outside: one door
@@ -198,13 +199,12 @@ def reading(path: str | Path, problem: str = "not readable"):
     A device or a pipe in place of a file, which might never end, is not opened.
     """
     try:
-        mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            raise UserError(f"{path}: neither a file nor a folder; name a file")
-        if stat.S_ISREG(mode):
+        if not os.path.isdir(path):
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise UserError(f"{path}: neither a file nor a folder; name a file")
             open(path, "rb").close()  # libraries call a file missing that they may not read
         yield
-    except (Refusal, KeyboardInterrupt, SystemExit, GeneratorExit):
+    except (PlainError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text") from None
@@ -269,12 +269,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_sums(folder: Path, but: str = "", **more: str) -> None:
-    """Write the digests of all files in a folder but one, and of texts that are soon files."""
-    sums = {path.relative_to(folder).as_posix(): sha256(path) for path in folder.rglob("[!.]*")
-            if path.is_file() and path.name not in (SUMS, but)}
-    sums |= {name: hashlib.sha256(text.encode()).hexdigest() for name, text in more.items()}
-    write_atomically(folder / SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
+def write_sums(folder: Path) -> None:
+    """Write the digests of all files that a folder holds."""
+    paths = sorted(path for path in folder.rglob("[!.]*") if path.is_file() and path.name != SUMS)
+    write_atomically(folder / SUMS, "".join(
+        f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths))
 
 
 def check_sums(folder: Path) -> None:
@@ -282,7 +281,7 @@ def check_sums(folder: Path) -> None:
     """
     for line in read_lines(folder / SUMS) if (folder / SUMS).exists() else ():
         digest, _, name = line.partition("  ")
-        if not name or digest != sha256(folder / name):
+        if digest != sha256(folder / name):
             raise UserError(f"{folder / name}: has changed since it was written ({folder / SUMS}); "
                             "make the folder anew")
 
@@ -293,35 +292,21 @@ def check_sums(folder: Path) -> None:
 # lock's file is removed by whoever holds it; filelock sees to it that nobody takes a removed one.
 
 
-def hold(path: Path, taken: str | None = None) -> FileLock:
-    """Lock the file `path`, made if need be with its folder, until let_go(lock) or the command's
-    end. Where another process holds it: UserError(taken), or a wait if that is None."""
-    lock = FileLock(path)
+@contextmanager
+def locked(lock: Path, taken: str | None = None):
+    """Hold the file `lock`, made if need be with its folder. Where another process holds it:
+    UserError(taken), or a wait if that is None."""
+    held = FileLock(lock)
     try:
-        lock.acquire(timeout=-1 if taken is None else 0)
+        held.acquire(timeout=-1 if taken is None else 0)
     except Timeout:
         raise UserError(taken) from None
-    locks.callback(let_go, lock)
-    return lock
-
-
-def let_go(lock: FileLock) -> None:
-    """Release a lock from hold() and remove its file."""
-    if lock.is_locked:
-        with suppress(PermissionError):  # Windows: release() removes the file
-            Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
-
-
-@contextmanager
-def locked(path: Path):
-    """Wait for the lock on `path`, then hold it; its file is PATH.lock."""
-    check_writable(path.parent)
-    lock = hold(Path(f"{path}.lock"))
     try:
         yield
     finally:
-        let_go(lock)
+        with suppress(PermissionError):  # Windows: release() removes the file
+            lock.unlink(missing_ok=True)
+        held.release()
 
 
 def cache_folder() -> Path:
@@ -334,8 +319,11 @@ def cache_folder() -> Path:
 
 
 def cache_path(name: str, key: str) -> Path:
-    """The folder that cached(name, key, …) finds or makes, whether or not it exists yet."""
-    return cache_folder() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    """The folder that cached(name, key, …) finds, or makes; UserError if it could not."""
+    folder = cache_folder() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    if not folder.exists():
+        check_writable(folder)
+    return folder
 
 
 def cached(name: str, key: str, make) -> Path:
@@ -347,7 +335,7 @@ def cached(name: str, key: str, make) -> Path:
     """
     folder = cache_path(name, key)
     if not folder.exists():  # a cache that is only read needs no lock, nor a place to write
-        with locked(folder):
+        with locked(folder.with_name(f"{folder.name}.lock")):
             if not folder.exists():
                 with whole_folder(folder) as part:
                     make(part)

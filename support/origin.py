@@ -1,4 +1,4 @@
-"""Where, when and with which code a result was made."""
+"""Where, when and with what a result was made."""
 
 import os
 import platform
@@ -6,12 +6,16 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
+import tokenizers
 import torch
 
 
-def origin(device: str) -> dict[str, str]:
-    return {"machine": machine(device), "torch": torch.__version__, "git": git_version(),
-            "date": time.strftime("%Y-%m-%d")}
+def origin(device: str) -> dict:
+    return {"machine": machine(device), "threads": torch.get_num_threads(),
+            "python": platform.python_version(), "torch": str(torch.__version__),
+            "numpy": np.__version__, "tokenizers": tokenizers.__version__,
+            "git": git_version(), "date": time.strftime("%Y-%m-%d")}
 
 
 def machine(device: str) -> str:

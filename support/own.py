@@ -18,7 +18,7 @@ def source(name: str) -> bytes:
     file = name.rpartition(":")[0]
     if not file.endswith(".py"):
         return b""
-    with reading(Path(file), "cannot be read"):
+    with reading(file):
         return Path(file).read_bytes()
 
 

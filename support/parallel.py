@@ -23,7 +23,6 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 torch.set_flush_denormal(True)
 
 CHECK_EVERY = 100  # steps
-TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # the variables that it sets
 
 # ---------------------------------------------------------------------- device and precision
 
@@ -76,10 +75,10 @@ def start(device: str) -> str:
             local = int(os.environ.get("LOCAL_RANK", rank()))
             device = f"cuda:{local % torch.cuda.device_count()}"
             torch.cuda.set_device(device)
-        [os.environ[name] for name in TORCHRUN]
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    except (KeyError, ValueError, RuntimeError) as error:  # one is missing, or no number
-        raise UserError(f"{', '.join(TORCHRUN)}: {error}; use torchrun, or unset them") from None
+    except (ValueError, RuntimeError) as error:  # a variable is missing, or no number
+        raise UserError(f"RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT: {error}; use torchrun, or "
+                        "unset them") from None
     return device
 
 
@@ -128,26 +127,19 @@ def mean(value: torch.Tensor) -> torch.Tensor:
 
 
 def largest(value: int, t: int) -> int:
-    """The largest of all processes' numbers, which they look at every 10 steps."""
-    if world() == 1:
-        return value
-    if t % 10:
-        return 0
-    box = torch.tensor(value, device="cuda" if dist.get_backend() == "nccl" else "cpu")
-    dist.all_reduce(box, dist.ReduceOp.MAX)
-    return int(box)
+    """The largest of all processes' numbers, of which they tell each other every 10 steps; in
+    between, 0."""
+    return 0 if world() > 1 and t % 10 else max(from_all(value))
 
 
 def check_alike(settings: dict) -> None:
     """UserError where processes differ in what decides the result."""
-    if world() > 1:
-        all_settings = [None] * world()
-        dist.all_gather_object(all_settings, settings)
-        for number, its in enumerate(all_settings):
-            for name in settings:
-                if its.get(name) != all_settings[0].get(name):
-                    raise UserError(f"process {number} has {name} {its.get(name)}, and process 0 "
-                                    f"{all_settings[0].get(name)}; start them alike")
+    first, *others = from_all(settings)
+    for number, its in enumerate(others, 1):
+        for name in settings:
+            if its[name] != first[name]:
+                raise UserError(f"process {number} has {name} {its[name]}, and process 0 "
+                                f"{first[name]}; start them alike")
 
 
 def check_equal(pruner, t: int) -> None:
@@ -155,16 +147,13 @@ def check_equal(pruner, t: int) -> None:
     if world() == 1 or t % CHECK_EVERY:
         return
     sums = [float(m.weight.detach().double().sum()) for m in pruner.matrices]
-    all_sums = [None] * world()
-    dist.all_gather_object(all_sums, sums)
-    if any(its_sums != sums for its_sums in all_sums):
+    if any(its_sums != sums for its_sums in from_all(sums)):
         raise RunError(f"step {t}: the processes no longer have the same weights and masks")
 
 
-def from_main(value):
-    """The main process's value, on every process."""
-    if world() == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+def from_all(value) -> list:
+    """The values of all processes, the main one's first, on each of them."""
+    values = [value] * world()
+    if world() > 1:
+        dist.all_gather_object(values, value)
+    return values

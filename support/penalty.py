@@ -38,8 +38,8 @@ class PenaltySearch:
         self.pull = self.first_pull  # the penalty's gradient at q, in units of the task's
         self.speed = 0.0  # of q, in learning rates a step; Adam cannot exceed about 1
         self.task_rms = 0.0  # of the task's gradient of a score
-        self.q = None
-        self.first_speed = None  # the speed wanted at first
+        self.q = -math.inf  # until the first step
+        self.first_speed = 0.0  # the speed wanted at first
         self.wanted_speed = 0.0
 
     def state_dict(self) -> dict:
@@ -62,7 +62,7 @@ class PenaltySearch:
     def kept_by_floor(self, sample: Tensor, sizes: list[int]) -> float:
         """How many entries stay only because their matrix would otherwise fall below the
         method's floor. `sizes`: how many entries of the sample each matrix has."""
-        if self.q is None or not self.method.floor:
+        if not self.method.floor:
             return 0.0
         above = torch.stack([part.count_nonzero() for part in (sample > self.q).split(sizes)])
         least = self.method.floor * torch.tensor(sizes, device=sample.device)
@@ -74,9 +74,9 @@ class PenaltySearch:
             return self.penalty
         before, self.q = self.q, self.quantile(scores)
         memory, lr = 0.9, self.score_lr(t)
-        self.task_rms = (task_rms if before is None
+        self.task_rms = (task_rms if before == -math.inf
                          else memory * self.task_rms + (1 - memory) * task_rms)
-        if before is not None and lr > 0:
+        if before > -math.inf and lr > 0:
             self.speed += ((self.q - before) / lr - self.speed) / 10
         if t < self.schedule.t_i:
             return 0.0

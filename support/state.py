@@ -1,12 +1,12 @@
-"""Tensors and numbers as files that no damage goes unnoticed in.
+"""A run's tensors as files: checkpoints, and what a finished run keeps of its pruning.
 
-A checkpoint is a safetensors file, whose header holds all plain numbers as JSON and a digest of
-everything. It is read against the state of the run that is to go on: what has another name, shape
-or type is refused before anything is loaded.
+A checkpoint is a safetensors file. Its header holds everything that is no tensor, as JSON, and a
+digest of the whole. What is read is compared with the state of the run that is to go on: another
+name, shape or type is refused before anything is loaded.
 """
 
 import hashlib
-from collections.abc import Iterator
+import json
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,9 @@ from support import files
 # ------------------------------------------------------------------------------- checkpoints
 
 
-def fingerprint(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of named tensors, in any order: are these the weights that a run started from?"""
-    digest = hashlib.sha256()
+def fingerprint(tensors: dict[str, Tensor], text: str = "") -> str:
+    """SHA-256 of a text and named tensors, in any order."""
+    digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         digest.update(name.encode())
         flat = tensors[name].detach().cpu().contiguous().flatten()
@@ -29,64 +29,42 @@ def fingerprint(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def text_digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def leaves(state, name: str = "") -> Iterator[tuple[str, object]]:
-    """Tensors and plain values of nested dicts and lists, under names such as model.bias."""
-    if isinstance(state, (dict, list)):
-        for key, part in state.items() if isinstance(state, dict) else enumerate(state):
-            yield from leaves(part, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, state
-
-
-def fits(value, expected) -> bool:
-    if isinstance(expected, Tensor):
-        return (isinstance(value, Tensor) and value.shape == expected.shape
-                and value.is_floating_point() == expected.is_floating_point())
-    if type(expected) in (int, float):
-        return type(value) in (int, float)
-    return type(value) is type(expected) or (expected is None and type(value) is float)
-
-
-def filled(expected, found: dict, name: str = ""):
-    """`expected` with values from `found`, which are taken out; ValueError for one that is missing
-    or does not fit."""
-    if isinstance(expected, (dict, list)):
-        parts = expected.items() if isinstance(expected, dict) else enumerate(expected)
-        values = {key: filled(part, found, f"{name}.{key}" if name else str(key))
-                  for key, part in parts}
-        return values if isinstance(expected, dict) else [*values.values()]
-    if name not in found or not fits(found[name], expected):
-        raise ValueError(f"{name} is missing, or not what this run has")
-    return found.pop(name)
-
-
-def seal(tensors: dict[str, Tensor], plain: str) -> str:
-    return text_digest(fingerprint(tensors) + plain)
-
-
 def to_checkpoint(state: dict) -> bytes:
-    found = dict(leaves(state))
-    tensors = {name: value.detach().cpu().contiguous() for name, value in found.items()
-               if isinstance(value, Tensor)}
-    plain = files.to_json({name: value for name, value in found.items() if name not in tensors})
-    return safetensors.torch.save(tensors, {"plain": plain, "digest": seal(tensors, plain)})
+    """A file of nested dicts and lists of tensors, numbers, texts and None."""
+    tensors = {}
+
+    def refer(x: Tensor) -> dict:
+        tensors[name := str(len(tensors))] = x.detach().cpu().contiguous()
+        return {"tensor": name}
+
+    plain = json.dumps(state, default=refer, allow_nan=False)
+    header = {"plain": plain, "digest": fingerprint(tensors, plain)}
+    return safetensors.torch.save(tensors, header)
 
 
 def read_checkpoint(path: Path, problem: str) -> dict:
-    """→ all leaves of a state, whole as they were written; UserError if they are not."""
+    """Undo to_checkpoint; UserError for a file that is not whole as it was written."""
     tensors, header = files.read_tensors(path, problem)
     with files.reading(path, problem):
-        if header["digest"] != seal(tensors, header["plain"]):
+        if header["digest"] != fingerprint(tensors, header["plain"]):
             raise ValueError("its digest is another")
-        return tensors | files.parse_json(header["plain"])
+        return json.loads(header["plain"], object_hook=lambda node: (
+            tensors[node["tensor"]] if node.keys() == {"tensor"} else node))
+
+
+def outline(state):
+    """What loading a state relies on: names, the tensors' shapes, and the other values' types."""
+    if isinstance(state, dict):
+        return {name: outline(part) for name, part in state.items()}
+    if isinstance(state, list):
+        return [outline(part) for part in state]
+    if isinstance(state, Tensor):
+        return state.shape, state.is_floating_point()
+    return "number" if isinstance(state, (int, float)) else type(state).__name__
 
 
 def moments(optimizer: torch.optim.Optimizer) -> dict:
-    """Adam's state, by number of the parameter, also before its first step: in shape, then."""
+    """Adam's state by number of the parameter; before its first step, zeros of the right shapes."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     return {str(i): dict(optimizer.state[p]) or {
         "step": torch.zeros(()), "exp_avg": torch.zeros_like(p),

@@ -71,6 +71,10 @@ FILES = {  # command, changes to files, what is said
         EXPORT, {"run/SHA256SUMS": None, "run/model.safetensors": "x"}, "not weights"),
     "resume: broken metrics": (RESUME, {"run/metrics.json": "{"}, "json:1: broken JSON"),
     "resume: foreign metrics": (RESUME, {"run/metrics.json": {"accuracy": 1}}, "metrics.json: "),
+    "overwrite: somebody else's folder": ((*AGAIN, "--output", "notes"), {"notes/a.txt": "x"},
+                                          "notes: does not hold a run"),
+    "resume: somebody else's folder": ((*RESUME[:2], *TRAIN, "--output", "notes"),
+                                       {"notes/a.txt": "x"}, "notes: does not hold a run"),
     "sweep: a CSV in two": (("tools.sweep", "--csv", "x.csv"), {"x.csv": "key,task\n1\n"},
                             "mend or remove"),
     "sweep: somebody else's file": (("tools.sweep", "--csv", "x.csv"), {"x.csv": "Dear diary\n"},
@@ -130,14 +134,11 @@ FLAGS = {  # flags of train.py: what is said
     "--data nowhere": "--data nowhere: no such folder",
     "--data sample --task wnli": "there is no sample",
     "--teacher none": "none: no such folder",
-    "--dry-run --teacher none": "none: no such folder",
     "--task squad --max-length 99 --doc-stride 9 --teacher run": "not fine-tuned",
     "--teacher run --task rte": "run: has the labels 0, 1, but no entailment",
     "--output run": "run: holds files already; choose another --output",
     f"--output {SST2_DEV}": "dev.tsv is a file, not a folder",
     f"--output {SST2_DEV}/run": "dev.tsv is a file, not a folder",
-    "--output data --overwrite": "does not hold a run",
-    "--output data --resume": "does not hold a run",
     "--output run --resume --overwrite": "give one of them",
 }
 OTHER_FLAGS = {  # the same of other programs
@@ -161,6 +162,7 @@ def test_flags(flags, place):
     before = digests(place.folder)
     if flags in FLAGS:
         check_refused(place.train(*flags.split(), output="new"), FLAGS[flags])
+        check_refused(place.train(*flags.split(), "--dry-run", output="new"), FLAGS[flags])
     else:
         check_refused(place(*flags.split()), OTHER_FLAGS[flags])
     assert digests(place.folder) == before

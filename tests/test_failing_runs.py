@@ -86,6 +86,8 @@ def test_a_gradient_that_turns_infinite_never_reaches_a_checkpoint(place, change
 @pytest.mark.parametrize("message, said", [
     ("CUDA out of memory. Tried to allocate 2 GiB", "a smaller --batch-size"),
     ("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried", "--grad-accum"),
+    ("InvalidCxxCompiler: No working C++ compiler found in torch", "--compile needs"),
+    ("Failed to find C compiler. Please specify via CC", "--compile needs"),
     ("[gloo] Connection closed by peer [127.0.0.1]:1", "try --resume"),
 ])
 def test_what_torch_says_in_a_page_is_one_line(message, said, capsys):

@@ -51,6 +51,7 @@ def test_an_own_score_goes_through_every_command(place):
     assert key != sweep.make_run([*TRAIN, "--method", "own.py:Grown", "--keep", "0.1"]).key
     write_atomically("own.py", "1 / 0")  # evaluate.py and export.py need no method
     shutil.copy("own.py", run / "method.py")
+    (run / "SHA256SUMS").unlink()
     place("evaluate.py", run).succeeded()
     place("export.py", run).succeeded()
     check_refused(place.train("--method", "own.py:Grown", output="new"), "own.py:1: ZeroDivision")
@@ -71,7 +72,7 @@ def test_an_own_score_goes_through_every_command(place):
 def test_a_wrong_class_is_one_line(text, said, place):
     write_atomically("own.py", f"import masking\n{text}\n")
     check_refused(place.train("--method", "own.py:Own", output="new"), said)
-    check_refused(place.train("--method", "gone.py:Own", output="new"), "gone.py: cannot be read")
+    check_refused(place.train("--method", "gone.py:Own", output="new"), "gone.py: No such file")
 
 
 # ----------------------------------------------------------------------------- later scores

@@ -146,7 +146,7 @@ def test_checkpoints(place):
     run.save()
 
     def read():
-        run.look_back()
+        run.read_checkpoint()
         run.load()
 
     attack(run.checkpoint, read, checksums=True)

@@ -103,7 +103,8 @@ def in_use(lock):
     """Does a process hold it still, a moment after?"""
     time.sleep(0.2)
     try:
-        files.let_go(files.hold(lock, ""))
+        with files.locked(lock, ""):
+            pass
     except files.UserError:
         return True
     return False

@@ -20,9 +20,10 @@ import pytest
 import torch
 from filelock import FileLock
 from safetensors.torch import save_file
-from tiny import SQUAD, WORDS, Place, Trap, check_refused, digests
+from tiny import SQUAD, WORDS, Place, Trap, check_refused, check_same_bits, digests
 
 import train
+from sample import pretrain
 from support import checkpoints, files, squad, state
 from support.files import UserError
 
@@ -50,18 +51,19 @@ CHECKPOINTS = {  # what happens to it
     "cut": lambda path: path.write_bytes(path.read_bytes()[:-500]),
     "a bit of a weight": lambda path: flip(path, -100),
     "a bit of a number": lambda path: flip(path, path.read_bytes().index(b"smooth_loss") + 18),
-    "a moment of another shape": tampered(lambda saved: saved.update(
-        {"moments.3.exp_avg": torch.zeros(7)})),
-    "whole numbers for a moment": tampered(lambda saved: saved.update(
-        {"moments.3.exp_avg": torch.zeros_like(saved["moments.3.exp_avg"], dtype=torch.int32)})),
-    "a moment missing": tampered(lambda saved: saved.pop("moments.3.exp_avg")),
+    "a moment of another shape": tampered(lambda saved: saved["moments"]["3"].update(
+        exp_avg=torch.zeros(7))),
+    "whole numbers for a moment": tampered(lambda saved: saved["moments"]["3"].update(
+        exp_avg=saved["moments"]["3"]["exp_avg"].int())),
+    "a moment missing": tampered(lambda saved: saved["moments"]["3"].pop("exp_avg")),
     "one more tensor": tampered(lambda saved: saved.update(extra=torch.zeros(1))),
     "a list for a step": tampered(lambda saved: saved.update(t=[1])),
     "a step too far": tampered(lambda saved: saved.update(t=41)),
     "a text for a number": tampered(lambda saved: saved.update(seconds="1")),
-    "no scores": tampered(lambda saved: saved.update({"pruner.matrices.0.S": None})),
+    "half a step": tampered(lambda saved: saved.update(t=20.5)),
+    "no scores": tampered(lambda saved: saved["pruner"]["matrices"][0].update(S=None)),
     "no log": tampered(lambda saved: saved.update(log="hello\n")),
-    "other settings": tampered(lambda saved: saved.update(record="{}"))}
+    "other settings": tampered(lambda saved: saved.update(record={}))}
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +87,6 @@ def test_broken_checkpoints(case, stopped, place):
     before = digests(place.folder)
     check_refused(place.train("--resume", output="new"), f"{CHECKPOINT}: ")
     assert digests(place.folder) == before and not (place.folder / "sprung").exists()
-
-
-def test_a_checkpoint_of_an_earlier_version(stopped, place):
-    shutil.copytree(stopped, "new")
-    CHECKPOINT.rename("new/checkpoint.pt")
-    check_refused(place.train("--resume", output="new"), "earlier version")
 
 
 def test_a_damaged_log_is_the_checkpoints_again(stopped, place):
@@ -130,7 +126,7 @@ def test_what_decides_the_bits_is_compared(case, checkpoint, stopped, place):
 
 def test_other_threads_are_warned_of(stopped, place, monkeypatch):
     shutil.copytree(stopped, "new")
-    monkeypatch.setattr(checkpoints, "versions", lambda: {"threads": 99})
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
     assert "WARNING: new/checkpoint" in place.train("--resume", output="new").succeeded()
 
 
@@ -150,6 +146,27 @@ def test_a_signal_saves(number, place, change_loss):
     assert state.read_checkpoint(CHECKPOINT, "damaged")["t"] == 26
 
 
+def send_sigterm(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("words, where, left", [
+    ((), "evaluate.predict", 40), (("--teacher", "run"), "evaluate.predict", None),
+    (("--model", "small:1x32"), "sample.pretrain.masked_loss", None)])
+def test_sigterm_outside_the_steps_is_one_line_and_loses_none(words, where, left, place,
+                                                              monkeypatch):
+    monkeypatch.setattr("sample.generate.pretraining_documents", lambda _: [("a b .",)] * 40)
+    monkeypatch.setattr(pretrain, "THREADS", 1)  # it would leave this process with two
+    with mock.patch(where, send_sigterm):
+        done = place.train(*words, output="new")
+    assert (done.returncode, done.stderr) == (143, "stopped by SIGTERM\n")
+    assert CHECKPOINT.exists() == bool(left) == Path("new").exists()
+    if left:
+        assert state.read_checkpoint(CHECKPOINT, "damaged")["t"] == left
+        assert "going on from step 40" in place.train("--resume", output="new").succeeded()
+        check_same_bits(Path("new"), Path("run"))
+
+
 def test_a_reader_that_goes_away_loses_no_steps(place, monkeypatch):
     def say(text):
         if text.startswith("step 31"):
@@ -163,22 +180,21 @@ def test_a_reader_that_goes_away_loses_no_steps(place, monkeypatch):
 @pytest.mark.parametrize("words", [(), ("--overwrite",), ("--resume",)])
 def test_two_runs_in_one_folder(words, place):
     Path("new").mkdir()
-    files.hold(Path("new/.lock"))
-    check_refused(place.train(*words, output="new"), "new: another run is at work there")
+    with files.locked(Path("new/.lock")):
+        check_refused(place.train(*words, output="new"), "new: another run is at work there")
 
 
 def test_a_lock_is_never_one_that_was_removed(tmp_path):
     """Who waits for a lock, while its holder removes the file, gets the file that is there."""
     path, got = tmp_path / "x" / ".lock", []
-    first = files.hold(path)
-    waiting = threading.Thread(
-        target=lambda: got.append(FileLock(path, thread_local=False).acquire()))
-    waiting.start()
-    time.sleep(0.2)
-    files.let_go(first)
+    with files.locked(path):
+        waiting = threading.Thread(
+            target=lambda: got.append(FileLock(path, thread_local=False).acquire()))
+        waiting.start()
+        time.sleep(0.2)
     waiting.join()
-    with pytest.raises(UserError):
-        files.hold(path, "taken")
+    with pytest.raises(UserError), files.locked(path, "taken"):
+        pass
 
 
 MOMENTS = {"in training": "train.task_loss", "at the end": "support.checkpoints.Run.finish",
@@ -213,9 +229,10 @@ def stop_at_the_third(name):
 
 
 @pytest.mark.parametrize("words, said", [
-    ("--output model/x", "is in"), ("--output model", "holds files already"),
-    ("--output . --resume", "run"), ("--output run --teacher run --overwrite", "--teacher run"),
-    ("--output run --model run --overwrite", "--model run"), ("--output data/x", "--data data")])
+    ("--output model/x", "is in"), ("--output model", "--model model"),
+    ("--output . --resume", "holds --model"), ("--output data/x", "--data data"),
+    ("--output run --teacher run --overwrite", "--teacher run"),
+    ("--output run --model run --overwrite", "--model run")])
 def test_a_run_writes_nowhere_where_it_reads(words, said, place):
     before = digests(place.folder)
     check_refused(place.train(*words.split()), said)
@@ -299,7 +316,7 @@ def test_odd_places_for_the_cache(variables, said, place, monkeypatch):
 def test_a_cache_that_is_only_read_needs_no_lock(tmp_path, monkeypatch):
     monkeypatch.setenv("MOVEMENT_CACHE", str(tmp_path))
     made = files.cached("x", "key", lambda folder: files.write_atomically(folder / "a", "b"))
-    monkeypatch.setattr(files, "hold", None)
+    monkeypatch.setattr(files, "locked", None)
     assert files.cached("x", "key", None) == made
     (made / "a").write_text("c")
     with pytest.raises(UserError, match=r"x-.*/a: has changed since it was written"):

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,12 +13,12 @@ import pytest
 from tiny import TRAIN, wait_until
 
 import data
-from support import recipes
+from support import files, recipes
 from support.files import UserError
 from tools import rows, sweep
 
 # stands in for train.py: writes what it writes, at once; fails at --lr 13, hangs at --lr 17, and at
-# 19 whatever Ctrl-C says; a dry run refuses --data damaged, and hangs at --data slow
+# 19 whatever SIGTERM says; a dry run refuses --data damaged, and hangs at --data slow
 STAND_IN = """
 import signal, sys, time
 from support.files import write_json
@@ -33,7 +34,7 @@ if s.get("lr") == "13":
     sys.exit("error: the loss is nan at step 0")
 if s.get("lr") in ("17", "19"):
     if s["lr"] == "19":
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     open(s["output"] + ".began", "w").close()
     time.sleep(60)
 keep, seed = float(s.get("keep", 1)), int(s["seed"])
@@ -230,6 +231,17 @@ files.run_main(sweep.main)
     assert time.time() - began < 10, "it waited for the child instead of ending it"
     assert (process.returncode, error) == (130, "stopped by Ctrl-C\n")
     assert [r["lr"] for r in rows.read(tmp_path / "rows.csv")] == made
+
+
+def test_what_killed_sweeps_left_is_removed(stand_in, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("killed", "alive", "without-a-lock"):
+        (tmp_path / f"movement-sweep-{name}").mkdir()
+    (tmp_path / "movement-sweep-killed" / ".lock").touch()
+    with files.locked(tmp_path / "movement-sweep-alive" / ".lock"):
+        stand_in("--methods", "magnitude")
+    assert sorted(path.name for path in tmp_path.glob("movement-sweep-*")) == [
+        "movement-sweep-alive", "movement-sweep-without-a-lock"]
 
 
 def test_several_writers_lose_no_row(tmp_path):

@@ -29,7 +29,7 @@ import bert
 import data
 import masking
 import train
-from support import checkpoints, cli, origin
+from support import cli, origin
 from support.files import check_writable, run_main, write_json
 from support.parallel import choose_device, choose_precision
 
@@ -361,8 +361,7 @@ def main() -> None:
     device = choose_device(args.device)
     sizes = (QUICK,) if args.quick else GPU_SIZES if device == "cuda" else SIZES
     bench = Bench(device, sizes, rounds=9 if args.quick else 15)
-    result = {**origin.origin(device), "device": device, **checkpoints.versions(),
-              "precision": bench.precision(QUICK)}
+    result = {**origin.origin(device), "device": device, "precision": bench.precision(QUICK)}
     print(f"{result['machine']} · {result['threads']} threads · torch {result['torch']} · "
           f"{result['precision']}\nmilliseconds of each stage at the end of each line", flush=True)
     result |= measure(bench, parts)

@@ -116,7 +116,7 @@ def check(path: Path) -> list[dict[str, str]]:
 def append(path: Path, row: dict) -> None:
     """Add a row unless one with its key is there. Several processes may append at the same time,
     and a reader never sees part of a row, because the whole file is replaced."""
-    with locked(path):
+    with locked(path.with_name(f"{path.name}.lock")):
         there = check(path)
         if row["key"] in [other["key"] for other in there]:
             return

@@ -38,7 +38,7 @@ import evaluate
 import masking
 import train
 from support import checkpoints, cli, own
-from support.files import RunError, UserError, hold, read_lines, run_main
+from support.files import RunError, UserError, locked, read_lines, run_main
 from tools import anatomy, rows
 
 HERE = Path(__file__).parent.parent
@@ -199,8 +199,8 @@ def finish(job: Job, args) -> str:
 
 def end(jobs: list[Job]) -> None:
     """Interrupt the runs in progress; kill those that go on for longer than PATIENCE."""
-    for job in jobs:  # Windows cannot send Ctrl-C to another process
-        job.process.send_signal(signal.SIGTERM if os.name == "nt" else signal.SIGINT)
+    for job in jobs:
+        job.process.terminate()
     latest = time.monotonic() + PATIENCE
     while time.monotonic() < latest and any(job.process.poll() is None for job in jobs):
         time.sleep(0.1)
@@ -230,12 +230,10 @@ def carry_out(runs: list[Run], args, scratch: Path) -> int:
 
 
 def remove_leftovers() -> None:
-    """Temporary folders of sweeps that were killed."""
-    for folder in Path(tempfile.gettempdir()).glob("movement-sweep-*"):
-        with suppress(OSError, UserError):  # somebody else's, or in use
-            if time.time() - folder.stat().st_mtime > 60:  # a younger one may not be locked yet
-                hold(folder / ".lock", "in use")
-                shutil.rmtree(folder)
+    """Temporary folders of sweeps that were killed: their locks can be taken."""
+    for lock in Path(tempfile.gettempdir()).glob("movement-sweep-*/.lock"):
+        with suppress(OSError, UserError), locked(lock, "in use"):  # or somebody else's
+            shutil.rmtree(lock.parent)
 
 
 def plan(sweeps: list[list[str]]) -> list[Run]:
@@ -253,12 +251,11 @@ def main() -> None:
     todo = [[run for run in runs if run.key not in there] for runs in groups]
     total, missing = sum(map(len, groups)), sum(map(len, todo))
     print(f"{total} runs, {total - missing} of them in {args.csv} already", flush=True)
-    for name in (signal.SIGTERM, signal.SIGINT):  # a shell's background job ignores SIGINT
-        signal.signal(name, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     remove_leftovers()
     failed = 0
-    with tempfile.TemporaryDirectory(prefix="movement-sweep-") as scratch:
-        hold(Path(scratch, ".lock"))
+    with (tempfile.TemporaryDirectory(prefix="movement-sweep-") as scratch,
+          locked(Path(scratch, ".lock"))):
         for runs in todo:
             try_out(runs)
             failed += carry_out(runs, args, Path(scratch))
