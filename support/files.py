@@ -277,13 +277,13 @@ def write_sums(folder: Path) -> None:
 
 
 def check_sums(folder: Path) -> None:
-    """UserError for a file that has changed since the folder's digests were written, if they were.
-    """
+    """UserError for a file that is gone or has changed since the folder's digests were written, if
+    they were."""
     for line in read_lines(folder / SUMS) if (folder / SUMS).exists() else ():
         digest, _, name = line.partition("  ")
-        if digest != sha256(folder / name):
-            raise UserError(f"{folder / name}: has changed since it was written ({folder / SUMS}); "
-                            "make the folder anew")
+        if not (folder / name).exists() or digest != sha256(folder / name):
+            raise UserError(f"{folder / name}: is gone or has changed since it was written "
+                            f"({folder / SUMS}); make the folder anew")
 
 
 # ------------------------------------------------------------------------ locks and the cache

@@ -62,11 +62,14 @@ def test_changed_text_has_a_new_version(few_rows):
 def test_only_the_task_asked_for_is_generated_and_only_once(few_rows, monkeypatch):
     assert not generate.is_there("SST-2")
     folder = generate.sample_folder("SST-2")
-    assert [path.name for path in folder.iterdir()] == ["SST-2"]
+    assert {path.name for path in folder.iterdir()} == {"SST-2", "SHA256SUMS"}
     assert [task for task in generate.SIZES if generate.is_there(task)] == ["SST-2"]
     assert len(read("sst2", "train")) == 200
+    made = folder.stat().st_ino
+    assert generate.sample_folder("SST-2") == folder and folder.stat().st_ino == made
     (folder / "SST-2" / "dev.tsv").unlink()
-    assert generate.sample_folder("SST-2") == folder and len(list(folder.glob("*/*"))) == 1
+    with pytest.raises(UserError, match="SST-2/dev.tsv: is gone or has changed"):
+        generate.sample_folder("SST-2")
     monkeypatch.setattr(generate, "VERSION", 0)
     assert not generate.is_there("SST-2")
     with pytest.raises(UserError, match="there is no sample of WNLI; give --data DIR"):

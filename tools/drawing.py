@@ -70,12 +70,13 @@ def legend(figure, axes) -> None:
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
 
 
-def logarithmic(axis, ticks: tuple, formatter) -> None:
-    """A logarithmic x axis; `ticks`: where in each decade."""
-    axis.set_xscale("log")
-    axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=ticks))
-    axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-    axis.xaxis.set_major_formatter(formatter)
+def logarithmic(axis, ticks: tuple, formatter, which: str = "x") -> None:
+    """A logarithmic x or y axis; `ticks`: where in each decade."""
+    axis.set(**{f"{which}scale": "log"})
+    part = getattr(axis, f"{which}axis")
+    part.set_major_locator(matplotlib.ticker.LogLocator(subs=ticks))
+    part.set_minor_locator(matplotlib.ticker.NullLocator())
+    part.set_major_formatter(formatter)
 
 
 def dashes(labels: list[tuple[str, str]]) -> dict[str, str]:

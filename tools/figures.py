@@ -110,7 +110,7 @@ def same_task(first: dict, sources: list[list[dict]]) -> list[dict]:
     the first source that has some."""
     alike = ("task", "data", "train_rows", "eval_rows", "held_out", "precision")
     candidates = ([r for r in source if r["method"] == "dense" and not r["teacher"]
-              and not pretrain.is_untrained(r["model"])
+              and tables.at_best_rate(r, source) and not pretrain.is_untrained(r["model"])
               and all(r[name] == first[name] for name in alike)] for source in sources)
     return next(filter(None, candidates), [])
 
@@ -149,7 +149,8 @@ def draw_rates(path: Path, results: list[dict]) -> None:
     parts = [tables.measured(part) for part in groups(results)]
     figure, axes = panels(2 * len(parts))
     for (metric, part), left, right in zip(parts, axes[::2], axes[1::2]):
-        for method in sorted({row["method"] for row in part}, key=list(STYLES).index):
+        methods = dict.fromkeys(row["method"] for row in part)
+        for method in sorted(methods, key=lambda name: tables.method_order(rows.method_name(name))):
             rows_of = [row for row in part if row["method"] == method]
             cells = [[row for row in rows_of if row["lr"] == lr]
                      for lr in dict.fromkeys(row["lr"] for row in rows_of)]
@@ -162,13 +163,14 @@ def draw_rates(path: Path, results: list[dict]) -> None:
         keep = 100 * float(next(row["keep"] for row in part if row["method"] != "dense"))
         left.set(ylabel=metric_name(metric),
                  title=f"{part[0]['task']} · {part[0]['data']} · {keep:g} % left")
-        right.set(ylabel="in standard deviations before", yscale="log",
+        right.set(ylabel="standard deviations\nof the pretrained weights",
                   title="how far the kept weights moved")
+        logarithmic(right, (1, 2, 5), "{x:g}", "y")
         lrs = sorted({row["lr"] for row in part}, key=float)
         for axis in (left, right):
-            axis.set(xlabel="learning rate of the weights", xscale="log")
+            axis.set(xlabel="learning rate of the weights")
+            logarithmic(axis, (1,), "{x:g}")
             axis.set_xticks([float(lr) for lr in lrs], map(tables.rate_text, lrs), fontsize=9)
-            axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     legend(figure, axes)
     save(figure, path)
 
@@ -232,13 +234,14 @@ def from_results(folder: Path, output: Path) -> None:
     rated = {name: found for name in files if (found := with_rates(files[name]))}
     if not pictures and not rated:
         raise UserError(f"nothing to draw: no CSV file in {folder} has rows of two densities")
-    for name, figure, column, results in pictures:
+    drawn = [(name, draw_curves, f"{figure}-{name}", found, column, [files[name], everything])
+             for name, figure, column, found in pictures]
+    drawn += [(name, draw_rates, f"rates-{name}", found) for name, found in rated.items()]
+    for name, draw, picture, *given in drawn:
         try:
-            draw_curves(output / f"{figure}-{name}", results, column, [files[name], everything])
+            draw(output / picture, *given)
         except (UserError, ValueError) as error:  # ValueError: no number where one should be
             wrong.append(f"{folder / name}.csv: {error}")
-    for name, results in rated.items():
-        draw_rates(output / f"rates-{name}", results)
     if wrong:  # once all others are drawn
         raise UserError("\n".join(dict.fromkeys(wrong)))
 
