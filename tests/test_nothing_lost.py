@@ -319,7 +319,7 @@ def test_a_cache_that_is_only_read_needs_no_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "locked", None)
     assert files.cached("x", "key", None) == made
     (made / "a").write_text("c")
-    with pytest.raises(UserError, match=r"x-.*/a: has changed since it was written"):
+    with pytest.raises(UserError, match=r"x-.*/a: is gone or has changed since"):
         files.cached("x", "key", None)
 
 
