@@ -10,7 +10,6 @@ makes it on first use and finds it there afterwards.
 import itertools
 import math
 import re
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -20,13 +19,13 @@ import tokenizers
 import torch
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 from torch.nn import functional as F
-from tqdm import tqdm
 
 import bert
 import data
 from sample import generate
 from support import cli
 from support.files import UserError, cache_path, cached, run_main
+from support.progress import Progress
 
 VERSION = 2  # raise it when the weights change though the constants below and the text do not
 DOCUMENTS = 50_000
@@ -136,14 +135,6 @@ def rate(step: int) -> float:
     return min((step + 1) / warmup, (STEPS - step) / (STEPS - warmup))
 
 
-def log_tenths(step: int, steps: int, loss: float, began: float) -> None:
-    """Where stdout is no terminal, so that no bar is to be seen: a line every tenth of the way."""
-    if not sys.stdout.isatty() and step * 10 // steps > (step - 1) * 10 // steps:
-        pace = step / (time.perf_counter() - began)
-        print(f"pretraining step {step:,} of {steps:,} · loss {loss:.2f} · {pace:.1f} steps a "
-              f"second · {(steps - step) / pace:.0f} seconds left", flush=True)
-
-
 def train(features: data.Features, tokenizer: Tokenizer, layers: int, width: int, steps: int):
     """The masked language model after the first `steps` of STEPS steps."""
     torch.manual_seed(SEED)
@@ -157,9 +148,9 @@ def train(features: data.Features, tokenizer: Tokenizer, layers: int, width: int
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     epochs = (data.batches(features, BATCH, SEED, epoch) for epoch in itertools.count())
     order = itertools.islice(itertools.chain.from_iterable(epochs), steps)
-    bar = tqdm(order, "pretraining", steps, unit="step", mininterval=1, disable=None)
+    bar = Progress("pretraining step", steps, "step")
     mean, began = math.log(vocab_size), time.perf_counter()  # mean: of about the last 100 losses
-    for step, index in enumerate(bar, 1):
+    for index in order:
         loss = masked_loss(model, data.collate(features, index), tokenizer)
         optimizer.zero_grad()
         loss.backward()
@@ -167,8 +158,8 @@ def train(features: data.Features, tokenizer: Tokenizer, layers: int, width: int
         optimizer.step()
         scheduler.step()
         mean = 0.99 * mean + 0.01 * loss.item()
-        bar.set_postfix(loss=f"{mean:.2f}", refresh=False)
-        log_tenths(step, steps, mean, began)
+        bar.advance(1, f"loss {mean:.2f}")
+    bar.close()
     if steps:
         print(f"pretrained in {time.perf_counter() - began:.0f} s: masked-token loss {mean:.2f} "
               f"(perplexity {math.exp(mean):.1f})", flush=True)

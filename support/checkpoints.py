@@ -16,16 +16,15 @@ import shutil
 import signal
 import sys
 import time
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from support import files, origin, parallel, report, state
 from support.files import RunError, UserError, read_json, reading, write_atomically
+from support.progress import Progress
 from support.report import say
 
 RUN, RESULT, CHECKPOINT = "run.json", "metrics.json", "checkpoint.safetensors"
@@ -205,7 +204,7 @@ class Run:
         self.finished = False
         self.unread = []  # loss and norm of the gradient of the last steps, still on the device
         self.bar, self.lines, self.found, self.stopping = None, [], None, 0
-        self.tenth, self.measured = 0, {}  # last tenth of the run that began, last metrics
+        self.shown, self.measured = "", {}  # in the bar, and the last metrics there
         self.warn_if_nothing_is_learned = False  # by the step at which pruning begins
         self.checkpoint = self.folder / CHECKPOINT
 
@@ -281,8 +280,7 @@ class Run:
             log = self.folder / "log.jsonl"
             write_atomically(log, "".join(self.lines))
             self.log = open(log, "ab", buffering=0)  # a line is in the file once it is written
-            self.bar = tqdm(total=self.T, initial=self.t, unit="step", mininterval=0.5,
-                            disable=None)
+            self.bar = Progress("step", self.T, "step", self.t)
         return self.t
 
     def state(self) -> dict:
@@ -335,9 +333,9 @@ class Run:
         if log_due or save_due or stopping:
             self.read()
         if self.bar is not None:
-            self.bar.update()
             if log_due:
                 self.show(t, rates, metrics)
+            self.bar.advance(1, self.shown)
         if save_due or stopping:
             self.save()
         if stopping:
@@ -371,16 +369,9 @@ class Run:
             self.log.write(self.lines[-1].encode())
         if self.warn_if_nothing_is_learned and t - LOG_EVERY < self.pruner.schedule.t_i <= t:
             self.check_learning(self.pruner.schedule.t_i)
-        shown = f"loss {self.smooth_loss:.3f} · density {density:.3f} · lr {rates[0]:.1e}"
         self.measured = metrics or self.measured
-        shown += "".join(f" · {name} {value:.1f}" for name, value in self.measured.items())
-        self.bar.set_postfix_str(shown, refresh=False)
-        tenth = self.t * 10 // self.T
-        if self.bar.disable and tenth > self.tenth:
-            pace = self.t / self.elapsed()
-            left = timedelta(seconds=round((self.T - self.t) / pace))
-            say(f"step {self.t}/{self.T} · {shown} · {pace:.2g} steps a second · {left} left")
-        self.tenth = tenth
+        self.shown = f"loss {self.smooth_loss:.3f} · density {density:.3f} · lr {rates[0]:.1e}"
+        self.shown += "".join(f" · {name} {value:.1f}" for name, value in self.measured.items())
 
     def check_learning(self, t_i: int) -> None:
         """Warn if the loss has not fallen since the start, by the lines of the log so far."""

@@ -24,9 +24,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.request import urlopen
 
-from tqdm import tqdm
-
 from support.files import UserError, cache_path, cached, naming, read_lines, write_atomically
+from support.progress import Progress
 
 # ------------------------------------------------------------------------- the official files
 #
@@ -87,12 +86,13 @@ def fetch(file: File, path: Path) -> None:
     """Download `file` to `path`."""
     url, digest, size = url_of(file), hashlib.sha256(), 0
     print(f"downloading {url} ({file.size / 1e6:.1f} MB)", file=sys.stderr)
-    with naming(path), open(path, "wb") as raw, tqdm.wrapattr(
-            raw, "write", total=file.size, desc=file.name, disable=None) as out:
+    with naming(path), open(path, "wb") as out, Progress(
+            file.name, file.size, "B", lines_to=sys.stderr) as bar:
         for chunk in body(url):
             digest.update(chunk)
             out.write(chunk)
             size += len(chunk)
+            bar.advance(len(chunk))
             if size > file.size:  # it may be endless
                 break
     if size != file.size:

@@ -89,8 +89,8 @@ def test_it_is_pretrained_once_and_logs_its_progress(tmp_path, monkeypatch, caps
     pretrain.main()
     first, *lines, last, folder = capsys.readouterr().out.splitlines()
     assert first.startswith("pretraining the small BERT once") and "perplexity" in last
-    assert len(lines) == 10 and lines[4].startswith("pretraining step 10 of 20 · loss ")
-    assert "steps a second" in lines[4] and lines[4].endswith("seconds left")
+    assert len(lines) == 10 and lines[4].startswith("pretraining step 10/20 · loss ")
+    assert "steps a second" in lines[4] and lines[4].endswith(" left")
     assert bert.load(folder, "mlm") and load_tokenizer(Path(folder))
     others = ("small:1x64", "untrained:1x32")
     assert pretrain.is_there("small:1x32") and not any(map(pretrain.is_there, others))
