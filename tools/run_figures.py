@@ -34,8 +34,8 @@ def figure1(axis, a) -> None:
     W, W0, M = (anatomy.flat(a.parts, name) for name in ("W", "W0", "M"))
     scatter(axis, W0, W, M, style_of(a.method)[0])
     axis.axline((0, 0), slope=1, color="black", linewidth=0.7)
-    axis.set_aspect("equal")
-    axis.legend(markerscale=5, loc="upper left", handletextpad=0)
+    axis.set_box_aspect(1)
+    axis.legend(markerscale=5, loc="lower right", handletextpad=0)
 
 
 def fullest(axis, a):
