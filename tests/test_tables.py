@@ -153,6 +153,11 @@ def test_a_benchmark_becomes_a_table(tmp_path):
         tables.benchmark(tmp_path, "methods,buckets")
 
 
+def test_a_bar_ends_no_cell(tmp_path):
+    (tmp_path / "made.csv").write_text("a,b\n|S|,1\n")
+    assert r"| \|S\| | 1 |" in tables.csv(tmp_path, "made", "a,b")
+
+
 def test_any_csv_as_it_is(tmp_path):
     (tmp_path / "made.csv").write_text("layer,matrix,csr_ms\n1,query,1\nall,all,1234.5\nall,all,\n")
     assert lines(tables.csv(tmp_path, "made", "layer,csr_ms")) == [

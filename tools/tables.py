@@ -105,6 +105,7 @@ def markdown(header: list[str], body: list[list[str]], caption: str) -> str:
     firsts = ["", *(line[0] for line in body)]
     body = [["" if line[0] == above else line[0], *line[1:]] for line, above in zip(body, firsts)]
     lines = [header, ["---"] * len(header), *body]
+    lines = [[cell.replace("|", r"\|") for cell in line] for line in lines]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines) + f"\n{caption}\n"
 
 
