@@ -309,7 +309,7 @@ def save(folder: Path, prepared: evaluate.Prepared, pruner: masking.Pruner) -> N
               prepared.model_folder)
     matrices = pruner.matrices if pruner.prunes else []
     state.save_pruning({bert.to_hf_name(m.name): m for m in matrices},
-                             folder / "pruning.safetensors")
+                       folder / "pruning.safetensors")
 
 
 def finish(settings: Settings, prepared: evaluate.Prepared, pruner, run: checkpoints.Run) -> dict:

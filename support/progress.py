@@ -23,7 +23,7 @@ class Progress(tqdm):
         self.lines_to = lines_to
         self.begun, self.began = begun, time.perf_counter()
 
-    def amount(self, n: int) -> str:
+    def text_of(self, n: float) -> str:
         return f"{self.format_sizeof(n)}B" if self.in_bytes else f"{n:,}"
 
     def advance(self, amount: int, shown: str = "") -> None:
@@ -38,6 +38,6 @@ class Progress(tqdm):
             pace = (self.n - self.begun) / (time.perf_counter() - self.began)
             left = timedelta(seconds=round((self.total - self.n) / pace))
             shown = f"{shown} · " * bool(shown)
-            speed = self.amount(pace) if self.in_bytes else f"{pace:.2g}{self.plural}"
-            print(f"{self.what} {self.amount(self.n)}/{self.amount(self.total)} · {shown}"
+            speed = self.text_of(pace) if self.in_bytes else f"{pace:.2g}{self.plural}"
+            print(f"{self.what} {self.text_of(self.n)}/{self.text_of(self.total)} · {shown}"
                   f"{speed} a second · {left} left", file=self.lines_to, flush=True)

@@ -276,11 +276,12 @@ def keep_verdict(path: Path, name: str, verdict: Verdict, runs: list[Anatomy], w
     if runs:
         found = runs[0].metrics
         where = f"{found['task']}, {rows.place(found['model'])}, {found['steps']:,} steps"
+    made = origin("cpu")
     row = {"claim": stated(name)[0], "where": where,
            "verdict": "holds" if verdict.holds else "does not hold",
            "measured": "; ".join(verdict.lines),
-           "command": "python -m tools.claims " + " ".join(map(rows.place, words))}
-    row |= {column: origin("cpu")[column] for column in ("git", "date")}
+           "command": "python -m tools.claims " + " ".join(map(rows.place, words)),
+           "git": made["git"], "date": made["date"]}
     others = [other for other in rows.read(path)
               if (other["claim"], other["where"]) != (row["claim"], row["where"])]
     rows.write(path, [*others, row], row)

@@ -196,8 +196,9 @@ def with_rates(results: list[dict]) -> list[dict]:
 
 def figures_of(results: list[dict]) -> list[tuple[str, str, list[dict]]]:
     """The figures that one file has rows for → name, column of the x axis, rows of each."""
-    pruned = [row for row in results if row["method"] != "dense"
-              and (not with_rates(results) or tables.at_best_rate(row, results))]
+    pruned = [row for row in results if row["method"] != "dense"]
+    if with_rates(results):
+        pruned = [row for row in pruned if tables.at_best_rate(row, results)]
     usual = [row for row in pruned if row["scope"] == tables.usual_scope(row["method"])
              or row["method"] not in STYLES]
     plain = [row for row in usual if tables.alone(row) and row["method"] != "random"]

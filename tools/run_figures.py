@@ -58,12 +58,12 @@ def figure4b(axis, a) -> None:
     axis.legend(markerscale=5, loc="lower left", handletextpad=0)
 
 
-def figure6(path: Path, runs: list) -> None:
-    """The density of each layer, a line for each run."""
+def figure6(path: Path, measured: list) -> None:
+    """The density of each layer, a line for each run; `measured`: pairs of a run and its table."""
     figure, (axis,) = panels(1)
-    dash = dashes([(a.method, a.label) for a in runs])
-    for a in runs:
-        density = [100 * row["density"] for row in anatomy.layer_rows(anatomy.table(a))]
+    dash = dashes([(a.method, a.label) for a, _ in measured])
+    for a, table in measured:
+        density = [100 * row["density"] for row in anatomy.layer_rows(table)]
         colour, marker = style_of(a.method)
         axis.plot(range(1, a.layers + 1), density, dash[a.label], color=colour, marker=marker,
                   label=a.label)
@@ -126,10 +126,12 @@ def draw(folders: list[Path], output: Path) -> None:
     scored = [a for a in runs if np.shape(a.parts[0].S) == a.parts[0].W.shape
               and a.method != "random"]
     draw_panels(output / "figure4b", scored, figure4b, xlabel="weight", ylabel="score S")
-    free = [a for a in runs if a.metrics["scope"] == "global" or a.method in tables.GLOBAL[1:]]
+    free = [(a, table) for a, table in measured
+            if a.metrics["scope"] == "global" or a.method in tables.GLOBAL[1:]]
     if free:
         figure6(output / "figure6", free)
-        draw_panels(output / "figure6-matrices", free, figure6_matrices, ylabel="layer")
+        draw_panels(output / "figure6-matrices", [a for a, _ in free], figure6_matrices,
+                    ylabel="layer")
     else:
         print("no Figure 6: ranked matrix by matrix, every layer keeps as much as any other; "
               "it needs runs with --scope global, l0 or soft_movement")
