@@ -45,8 +45,7 @@ PRECISIONS = {"choices": ["auto", "fp32", "bf16"], "metavar": "KIND"}
 
 @dataclass(frozen=True)
 class Settings:
-    """Every setting of a run, each with its flag; the recipe or the data decides where it is None.
-    """
+    """Every setting of a run, with its flag; where None, the recipe or the data decides."""
 
     task: str = flag("mnli", ", ".join(data.TASKS) + ", or your own: a folder of --data with "
                      "train.tsv and dev.tsv", "what", metavar="TASK")
@@ -119,7 +118,7 @@ def make_parser() -> cli.Parser:
     group.add_argument("--resume", action="store_true",
                        help="go on with an interrupted run (bit for bit on a CPU)")
     group.add_argument("--dry-run", action="store_true",
-                       help="print what would be done, then stop")
+                       help="say what would be done, and how long it would take")
     group.add_argument("-h", "--help", action="help", help="show this")
     return p
 
@@ -212,8 +211,8 @@ def rate(t: int, T: int, warmup: float) -> float:
     return t / rise if t < rise else (T - t) / max(1, T - rise)
 
 
-def make_optimizer(model, pruner: masking.Pruner, settings: Settings) -> torch.optim.AdamW:
-    """Two groups: all weights that train, and the scores at a rate of their own."""
+def make_optimizer(model, pruner: masking.Pruner, settings: Settings):
+    """→ AdamW and its scheduler. All weights that train, and the scores at a rate of their own."""
     pruned = {id(m.weight) for m in pruner.matrices}
     others = [p for p in model.parameters() if p.requires_grad and id(p) not in pruned]
     weights = [W for W in pruner.weights() if W.requires_grad]
@@ -222,11 +221,9 @@ def make_optimizer(model, pruner: masking.Pruner, settings: Settings) -> torch.o
         groups.append({"params": pruner.scores(), "lr": settings.score_lr})
     # No weight decay: it moves weights and scores towards 0 unasked. In soft movement and L0 a
     # score of 0 is far above `kept_above`, so pruned weights would come back.
-    return torch.optim.AdamW(groups, weight_decay=0.0, eps=1e-8, fused=settings.device != "mps")
-
-
-def make_scheduler(optimizer, settings: Settings):
-    return torch.optim.lr_scheduler.LambdaLR(
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0, eps=1e-8,
+                                  fused=settings.device != "mps")
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda t: rate(t, settings.steps, settings.warmup))
 
 
@@ -329,8 +326,7 @@ def carry_out(settings: Settings, prepared: evaluate.Prepared, pruner, run: chec
               teacher) -> dict:
     """The steps that are left, and their result, as the main process's metrics.json has it."""
     model, watched = prepared.model, evaluate.watched_rows(settings, prepared)
-    optimizer = make_optimizer(model, pruner, settings)
-    scheduler = make_scheduler(optimizer, settings)
+    optimizer, scheduler = make_optimizer(model, pruner, settings)
     begin = run.restore(
         [model, pruner, optimizer, scheduler],
         state.fingerprint({bert.to_hf_name(m.name): m.W for m in pruner.matrices}))
@@ -342,6 +338,12 @@ def carry_out(settings: Settings, prepared: evaluate.Prepared, pruner, run: chec
         run.step(t, *step, metrics)
     run.end()
     return finish(settings, prepared, pruner, run) if parallel.is_main() else {}
+
+
+def steps_to_time(settings: Settings, prepared: evaluate.Prepared, pruner) -> Iterator:
+    """For a dry run: the steps from the middle of the run on, when the method is at work."""
+    return train(prepared.model, pruner, *make_optimizer(prepared.model, pruner, settings),
+                 prepared.features, settings, begin=settings.steps // 2)
 
 
 def main() -> None:
@@ -377,7 +379,8 @@ def main() -> None:
         report.warn_of_collapse(settings, schedule)
         run.warn_if_nothing_is_learned = True
     if args.dry_run:
-        return report.say(report.estimate(settings, prepared.features, prepared.model, pruner))
+        return report.say(report.estimate(settings, prepared.features, prepared.model, pruner,
+                                          steps_to_time(settings, prepared, pruner)))
     teacher = teacher and teacher_outputs(*teacher, settings, prepared.features)
     with run:
         if code and parallel.is_main():

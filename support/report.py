@@ -1,7 +1,10 @@
 """What a run reports: the block before training, its metrics.json, the table at the end."""
 
+import time
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
+from itertools import islice, pairwise
 from pathlib import Path
 
 import torch
@@ -248,20 +251,23 @@ def preparations(steps: list[str]) -> str:
             "the run itself would do. Nothing was made")
 
 
-def matmul_speed(device: str, precision: str, tokens: int, width: int) -> float:
-    """Floating-point operations a second of the run's typical matrix product."""
-    from torch.utils.benchmark import Timer  # slow to import
+def fastest(steps: Iterator) -> float:
+    """Seconds of the fastest of ten steps, or of as many as ten seconds allow: the first ones set
+    things up, and others may have waited for another program.
 
-    kind = torch.bfloat16 if precision == "bf16" else torch.float32
-    x = torch.randn(tokens, width, device=device, dtype=kind)
-    W = torch.randn(width, 4 * width, device=device, dtype=kind)
-    timer = Timer("x @ W", globals={"x": x, "W": W}, num_threads=torch.get_num_threads())
-    seconds = timer.blocked_autorange(min_run_time=0.25).median
-    return 2 * tokens * width * 4 * width / seconds
+    steps: what train.train yields. On all processes the same number of them is taken.
+    """
+    ends, began = [0.0], time.monotonic()
+    for _, loss, *_ in islice(steps, 10):
+        float(loss)  # waits for a GPU to finish the step
+        ends.append(float(parallel.mean(loss.new_tensor(time.monotonic() - began))))
+        if ends[-1] > 10:
+            break
+    return min(after - before for before, after in pairwise(ends))
 
 
-def estimate(settings, features, model, pruner) -> str:
-    """Memory and time of the run, from sizes and a quarter of a second of matrix products."""
+def estimate(settings, features, model, pruner, steps: Iterator) -> str:
+    """Memory and time of the run, from sizes and from a few of its steps, which train `model`."""
     c = model.bert.config
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     entries = sum(m.W.numel() for m in pruner.matrices)
@@ -275,10 +281,7 @@ def estimate(settings, features, model, pruner) -> str:
     # the attention's weights and dropout mask
     activations = piece * c.num_hidden_layers * (
         c.hidden_size * 20 * 4 + c.num_attention_heads * longest * 8)
-    # two operations per weight and token forward, four backward; half of the peak speed is usual
-    work = 6 * entries * tokens * settings.steps
-    speed = matmul_speed(settings.device, settings.precision, int(tokens), c.hidden_size)
-    time = timedelta(seconds=round(work / (0.5 * speed)))
+    needed = timedelta(seconds=round(settings.steps * fastest(steps)))
     return (f"dry run   {settings.steps:,} steps of {tokens:,.0f} tokens · memory about "
             f"{(fixed + activations) / 1e9:.1f} GB ({fixed / 1e9:.1f} for weights and optimiser)"
-            f" · time about {time} (h:mm:ss) on this machine · nothing was trained")
+            f" · time about {needed} (h:mm:ss), by the fastest of a few steps · nothing was saved")

@@ -138,10 +138,10 @@ def test_checkpoints(place):
     model, _ = bert.load("model", "classification", 2)
     settings = train.resolve(train.make_parser().parse_args(TRAIN))
     pruner = train.make_pruner(model, settings, masking.Schedule(40, 8, 8))
-    optimizer = train.make_optimizer(model, pruner, settings)
+    optimizer, scheduler = train.make_optimizer(model, pruner, settings)
     pruner.set_masks(0)
     run = checkpoints.Run(Path("new"), asdict(settings), pruner, resume=True, overwrite=False)
-    run.parts = [model, pruner, optimizer, train.make_scheduler(optimizer, settings)]
+    run.parts = [model, pruner, optimizer, scheduler]
     run.record, run.began, run.t, run.smooth_loss = {"task": "sst2"}, 0.0, 3, 0.5
     run.save()
 

@@ -162,7 +162,7 @@ def test_without_network_only_models_in_the_cache_work(hub):
 def test_a_dry_run_asks_no_server(hub, place):
     server, home, _ = hub
     asked = len(server.asked)
-    for model, said in (("org/tiny", "nothing was trained"), ("org/other", "download org/other;")):
+    for model, said in (("org/tiny", "nothing was saved"), ("org/other", "download org/other;")):
         words = argv("train.py", *TRAIN, "--model", model, "--output", "new", "--dry-run")
         done = subprocess.run(words, env=environment(home, server.url), capture_output=True,
                               text=True)

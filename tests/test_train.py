@@ -164,17 +164,17 @@ def test_batches_from_a_step_are_the_rest_of_the_batches():
 def test_scores_have_a_group_of_their_own_without_decay():
     model = bert.create(bert.Config(50, 8, 1, 2, 16, 32), "classification", 3)
     model.bert.embeddings.requires_grad_(False)
-    settings = train.Settings(lr=3e-5, score_lr=1e-2, device="cpu")
+    settings = train.Settings(lr=3e-5, score_lr=1e-2, steps=10, warmup=0.1, device="cpu")
     pruner = train.make_pruner(model, settings, masking.Schedule(10, 1, 1))
-    weights, scores = train.make_optimizer(model, pruner, settings).param_groups
-    assert (weights["lr"], scores["lr"]) == (3e-5, 1e-2)
+    weights, scores = train.make_optimizer(model, pruner, settings)[0].param_groups
+    assert (weights["initial_lr"], scores["initial_lr"]) == (3e-5, 1e-2)
     assert weights["weight_decay"] == scores["weight_decay"] == 0.0
     assert {id(p) for p in scores["params"]} == {id(m.S) for m in pruner.matrices}
     assert not {id(p) for p in model.bert.embeddings.parameters()} & {
         id(p) for p in weights["params"]}
     frozen = replace(settings, freeze="weights")
     pruner = train.make_pruner(model, frozen, masking.Schedule(10, 1, 1))
-    weights, _ = train.make_optimizer(model, pruner, frozen).param_groups
+    weights, _ = train.make_optimizer(model, pruner, frozen)[0].param_groups
     assert not {id(m.W) for m in pruner.matrices} & {id(p) for p in weights["params"]}
 
 

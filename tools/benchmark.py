@@ -102,8 +102,7 @@ class Trainee:
         self.pruner = pruner = train.make_pruner(model, settings, SCHEDULE)
         for S in pruner.scores():
             S.data += 0.3 * torch.randn_like(S)  # spread out, as they are by then
-        optimizer = train.make_optimizer(model, pruner, settings)
-        scheduler = train.make_scheduler(optimizer, settings)
+        optimizer, scheduler = train.make_optimizer(model, pruner, settings)
         pruner.set_masks = self.timed("masks", pruner.set_masks)
         pruner.set_gradients = self.timed("gradients", pruner.set_gradients)
         optimizer.register_step_pre_hook(lambda *_: self.lap(-1))

@@ -170,8 +170,7 @@ def run(*words: str) -> Iterator[tuple[int, float, masking.Pruner]]:
     schedule = train.make_schedule(settings, len(prepared.features))
     settings = replace(settings, steps=schedule.T, precision="fp32")
     pruner = train.make_pruner(prepared.model, settings, schedule)
-    optimizer = train.make_optimizer(prepared.model, pruner, settings)
-    scheduler = train.make_scheduler(optimizer, settings)
+    optimizer, scheduler = train.make_optimizer(prepared.model, pruner, settings)
     for t, loss, *_ in train.train(prepared.model, pruner, optimizer, scheduler,
                                    prepared.features, settings):
         yield t, float(loss), pruner
