@@ -90,7 +90,8 @@ def run_main(main) -> None:
         fail(f"{error.filename or 'a file'}: {error.strerror or error}{advice}", 1)
     except KeyboardInterrupt as error:
         by, status = error.args or ("Ctrl-C", 128 + signal.SIGINT)
-        print("\n" * sys.stderr.isatty() + f"stopped by {by}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # the main process speaks for all
+            print("\n" * sys.stderr.isatty() + f"stopped by {by}", file=sys.stderr)
         sys.exit(status)
 
 

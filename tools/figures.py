@@ -209,10 +209,11 @@ def figures_of(results: list[dict]) -> list[tuple[str, str, list[dict]]]:
         row["method"] == "random" or tables.matched(row, usual, "freeze"))]
     ranked = [row for row in pruned if tables.alone(row)
               and row["method"] not in (*tables.GLOBAL, "random")]
-    both_scopes = {row["task"] for row in ranked if row["scope"] == "global"}
+    both_scopes = {(row["task"], row["method"]) for row in ranked if row["scope"] == "global"}
     pictures = [("figure2", "density", plain), ("figure3", "density", taught),
                 ("figure2-controls", "density", controls),
-                ("figure5", "density", [row for row in ranked if row["task"] in both_scopes])]
+                ("figure5", "density", [row for row in ranked
+                                        if (row["task"], row["method"]) in both_scopes])]
     if len({row["model"] for row in results if row["method"] == "dense"}) > 1:
         pictures += [("figure2-encoder-parameters", "nonzero_parameters", plain),
                      ("figure2-all-parameters", "nonzero_parameters_total", plain)]
