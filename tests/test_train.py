@@ -1,9 +1,11 @@
 """train.py as a user has it, with settings small enough for seconds."""
 
+import itertools
 import json
 import os
 import re
 import signal
+import time
 from argparse import Namespace
 from dataclasses import replace
 
@@ -18,6 +20,7 @@ import data
 import evaluate
 import masking
 import train
+from support import report
 from support.files import read_json
 
 
@@ -223,3 +226,17 @@ def test_what_is_known_to_lose_the_task_is_said_beforehand(place):
     assert "learning rate is 0.01" in place.train("--dry-run", output="other").stdout
     for words in (("--method", "soft_movement"), ("--model", "untrained:1x32")):
         assert "known to lose" not in place.train(*words, "--dry-run", output="other").stdout
+
+
+def test_a_dry_run_counts_with_the_fastest_of_ten_steps():
+    taken = []
+
+    def steps():
+        for t in itertools.count():
+            taken.append(t)
+            time.sleep(0.05 if t == 3 else 0.1)
+            yield t, torch.zeros(()), None, None
+
+    assert 0.05 <= report.fastest(steps()) < 0.1
+    assert len(taken) == 10
+    assert report.fastest(itertools.islice(steps(), 1)) >= 0.1  # a run of one step
