@@ -12,7 +12,6 @@ The files are the official ones of GLUE (Wang et al. 2018, arXiv 1804.07461) and
 support/squad.py. Shapes: B rows in a batch, T tokens in the longest of them.
 """
 
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from support import metrics, squad
-from support.files import UserError, read_lines
+from support.files import UserError, read_lines, sha256
 
 # --------------------------------------------------------------------------------- tasks
 
@@ -141,9 +140,10 @@ def read_file(task: Task, path: Path, labelled: bool = True) -> Rows | squad.Que
     header, lines = open_table(task, path, columns)
     positions = [header.index(column) for column in columns]
     texts, labels, torn, unlabelled = [], [], [], 0
+    most = np.inf if task in TASKS.values() else len(header)  # fields of a line
     for number, line in lines:
         fields = line.split("\t")  # and at nothing else: quotes are characters like any other
-        if len(fields) <= max(positions):
+        if not max(positions) < len(fields) <= most:
             if line:
                 torn.append(f"{path}:{number}: {len(fields)} fields where {len(header)} are "
                             "expected, separated by tabs")
@@ -160,10 +160,8 @@ def read_file(task: Task, path: Path, labelled: bool = True) -> Rows | squad.Que
         raise UserError(torn[0])
     if not texts:
         raise UserError(f"{path}: no {'labelled ' if labelled else ''}rows")
-    with open(path, "rb") as file:
-        fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
     kind = np.int64 if task.labels else np.float32
-    return Rows(texts, np.array(labels, dtype=kind), unlabelled + len(torn), fingerprint)
+    return Rows(texts, np.array(labels, dtype=kind), unlabelled + len(torn), sha256(path))
 
 
 def open_table(task: Task, path: Path, columns: tuple[str, ...]):
@@ -310,16 +308,13 @@ def collate(features: Features, index: np.ndarray, device="cpu") -> dict:
     → input_ids, attention_mask and token_type_ids, (B, T) int64; labels, (B,), of spans (B, 2).
     Where nothing is padding, attention_mask is None, with which attention is faster.
     """
-    begins, ends = features.starts[index], features.starts[index + 1]  # (B,)
-    B, T = len(index), int((ends - begins).max())
-    ids = np.full((B, T), features.pad, dtype=np.int64)
-    mask, types = np.zeros_like(ids), np.zeros_like(ids)  # (B, T)
-    for b, (begin, end) in enumerate(zip(begins, ends)):
-        ids[b, : end - begin] = features.ids[begin:end]
-        mask[b, : end - begin] = 1
-        types[b, features.first[index[b]] : end - begin] = 1
-    arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types,
-              "labels": features.labels[index]}
+    begins, ends = features.starts[index, None], features.starts[index + 1, None]  # (B, 1)
+    column = np.arange((ends - begins).max())  # (T)
+    mask = column < ends - begins  # (B, T)
+    ids = np.where(mask, features.ids[np.minimum(begins + column, ends - 1)], features.pad)
+    types = mask & (column >= features.first[index, None])  # (B, T)
+    arrays = {"input_ids": ids.astype(np.int64), "attention_mask": mask.astype(np.int64),
+              "token_type_ids": types.astype(np.int64), "labels": features.labels[index]}
     batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
     if str(device).startswith("cuda"):  # from pinned memory, a copy goes on while Python does
         batch = {name: x.pin_memory() for name, x in batch.items()}

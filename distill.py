@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 import bert
 import data
@@ -113,10 +114,7 @@ def reorder(outputs: list[np.ndarray], order: list[int]) -> list[np.ndarray]:
     return [logits[order] for logits in outputs] if order else outputs
 
 
-def batch_outputs(outputs: list[np.ndarray], rows: np.ndarray, student_logits: Tensor) -> Tensor:
-    """The teacher's outputs for the `rows` of a batch, padded to the shape of the student's."""
-    teacher_logits = torch.zeros(student_logits.shape, dtype=torch.float32)
-    for i, row in enumerate(rows):
-        logits = torch.from_numpy(outputs[row])  # (C) or (tokens of the row, 2)
-        teacher_logits[i, : len(logits)] = logits
-    return teacher_logits.to(student_logits.device)
+def batch_outputs(outputs: list[np.ndarray], rows: np.ndarray, device) -> Tensor:
+    """The teacher's outputs for the `rows` of a batch: (B, C), or (B, T, 2), 0 at padding."""
+    logits = [torch.from_numpy(outputs[row]) for row in rows]  # (C) or (tokens of the row, 2) each
+    return pad_sequence(logits, batch_first=True).to(device)

@@ -29,7 +29,7 @@ WATCHED = 1_000  # rows that --eval-every measures at most
 
 @dataclass(frozen=True)
 class Settings:
-    """What an evaluation depends on. train.Settings has these fields too."""
+    """What an evaluation depends on; all but the last are in train.Settings too."""
 
     task: str
     data: str = "sample"
@@ -54,6 +54,9 @@ def find_task(name: str, folder: str) -> data.Task:
     """
     if name in data.TASKS:
         return data.TASKS[name]
+    official = {task.folder: known for known, task in data.TASKS.items()}
+    if name in official:
+        raise UserError(f"--task {name} is not known; did you mean {official[name]}?")
     path = Path(folder, name, "train.tsv")
     if Path(name).name != name or not path.is_file():
         raise cli.unknown("--task", name, [*data.TASKS, "a folder of --data DIR with train.tsv"])
@@ -278,10 +281,11 @@ def make_parser() -> cli.Parser:
     p.add_argument("--task", metavar="TASK",
                    help="only for another program's folder: any --task of train.py")
     p.add_argument("--data", metavar="DIR", help="sample, download or a folder (default: as run)")
-    p.add_argument("--predict", type=Path, metavar="FILE",
-                   help="label the rows of this file instead of measuring")
-    p.add_argument("--text", nargs="+", metavar="TEXT",
-                   help="classify this sentence, or these two, instead of measuring")
+    other = p.add_mutually_exclusive_group()
+    other.add_argument("--predict", type=Path, metavar="FILE",
+                       help="label the rows of this file instead of measuring")
+    other.add_argument("--text", nargs="+", metavar="TEXT",
+                       help="classify this sentence, or these two, instead of measuring")
     p.add_argument("--sparse", action="store_true", help="sparse matrix products (CPU, fp32)")
     p.add_argument("--max-eval-rows", type=cli.count, metavar="N",
                    help="draw N rows of each file (default: as run)")
@@ -339,6 +343,8 @@ def classify(texts: list[str], task: data.Task, *parts) -> None:
     """Print the classes of one sentence or pair with their probabilities, or its score."""
     if len(texts) != len(task.columns):
         raise UserError("--text: this task takes " + (", ".join(task.columns) or "--predict only"))
+    if any("\udc80" <= letter <= "\udcff" for letter in "".join(texts)):
+        raise UserError("--text: not UTF-8")
     [logits], _ = outputs_of(data.Rows([tuple(texts)], np.zeros(1)), task, *parts)
     values = torch.from_numpy(logits).softmax(0).tolist() if task.labels else logits.tolist()
     for name, value in zip(task.output_names, values):
@@ -361,14 +367,6 @@ def write_predictions(args, model, task, tokenizer, settings, order) -> None:
     print(f"{len(rows):,} rows → {out}")
 
 
-def show(task: data.Task, evaluated: dict, metrics: dict, predictions: dict) -> None:
-    for name, value in metrics.items():
-        print(f"  {name:24} {value:8.4g}")
-    for split, (_, features) in evaluated.items() if task.labels else ():
-        print(f"{split.strip('_') or 'all'} rows by class, in per cent")
-        print(report.per_class(task.labels, predictions[split], features.labels))
-
-
 def main() -> None:
     args = make_parser().parse_args()
     settings, task, model, order, tokenizer = prepare(args)
@@ -384,9 +382,10 @@ def main() -> None:
     evaluated = encode_all(task, eval_rows, tokenizer, settings)
     print(f"{report.source(settings.data)} · {report.evaluation_rows(evaluated)}")
     began = time.perf_counter()
-    metrics, predictions = evaluate(model, task, evaluated, settings, order)
+    metrics, _ = evaluate(model, task, evaluated, settings, order)
     seconds = time.perf_counter() - began
-    show(task, evaluated, metrics, predictions)
+    for name, value in metrics.items():
+        print(f"  {name:24} {value:8.4g}")
     inputs = sum(len(features) for _, features in evaluated.values())
     print(f"{inputs:,} inputs in {seconds:.1f} s ({inputs / seconds:.0f} a second)")
     write_json(args.folder / "evaluation.json", {

@@ -237,7 +237,8 @@ def main() -> None:
     with files.reading(args.run, "its run.json or metrics.json is damaged"):
         text = card.card(recorded, metrics, type(model).__name__, left, entries)
     files.write_atomically(folder / "README.md", text)
-    files.write_sums(folder)
+    files.write_sums(folder, ("config.json", "model.safetensors", *bert.TOKENIZER_FILES,
+                              "run.json", "README.md", COMPACT))
     print(show(table, left))
     print(f"\nwritten: {folder} (a Hugging Face folder) and, in it, {COMPACT} ({args.values})")
     if args.csv:

@@ -81,7 +81,8 @@ def top_v(scores: list[Tensor], v: float) -> list[Tensor]:
 
 def masked(W: Tensor, M: Tensor) -> Tensor:
     """W ⊙ M, for masks of numbers or of booleans."""
-    if M.dtype == torch.bool and W.device.type == "cpu":  # numpy takes a third of torch's time
+    if (M.dtype, W.dtype, W.device.type) == (torch.bool, torch.float32, "cpu"):
+        # numpy takes a third of torch's time
         return torch.from_numpy(W.detach().numpy() * M.numpy())
     return W * M
 
@@ -164,7 +165,7 @@ class SoftMovement(Movement):
     ranked, penalised = False, True
     tau_f = 0.1
     floor = 0.005
-    kept_above = math.log(tau_f / (1 - tau_f))  # σ(kept_above) = τ_f
+    kept_above = property(lambda self: math.log(self.tau_f / (1 - self.tau_f)))  # its σ is τ_f
 
     def mask(self, S, tau, draw):
         return torch.sigmoid(S) > tau, None
@@ -182,7 +183,7 @@ class L0(Method):
     ranked, learned, penalised = False, True, True
     initial_score = 2.197  # σ(2.197) = 0.9: nearly all gates are open
     b, l, r = 2 / 3, -0.1, 1.1  # noqa: E741 (the paper's letters)
-    kept_above = math.log(-l / r)  # where (r − l) σ(S) + l > 0
+    kept_above = property(lambda self: math.log(-self.l / self.r))  # (r − l) σ(kept_above) + l = 0
 
     def mask(self, S, tau, draw):
         b, l, r = self.b, self.l, self.r  # noqa: E741

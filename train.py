@@ -129,9 +129,10 @@ def resolve(args: Namespace, inputs: int | None = None) -> Settings:
     task = evaluate.find_task(args.task, args.data)
     alike = ("sst2", "mnli")[len(task.columns) - 1]  # by the number of texts
     recipe = recipes.recipe_for(args.task if args.task in data.TASKS else alike, args.method, small)
-    if inputs and not small and args.method != "dense" and args.epochs is args.steps is None:
-        recipe = recipes.for_few_rows(recipe, inputs, args.keep)
     values = {f.name: getattr(args, f.name) for f in fields(Settings)}
+    if inputs and not small and args.method != "dense" and args.epochs is args.steps is None:
+        given = {f.name: values[f.name] for f in fields(recipe) if values.get(f.name) is not None}
+        recipe = recipes.for_few_rows(recipe, given, inputs, args.keep)
     values |= {name: value for name, value in asdict(recipe).items()
                if name in values and values[name] is None}
     values["penalty"] = recipes.choose_penalty(
@@ -148,7 +149,7 @@ def make_schedule(settings: Settings, rows: int) -> masking.Schedule:
     per_epoch = math.ceil(rows / settings.batch_size)
     T = settings.steps or max(1, round(settings.epochs * per_epoch))
     t_i, t_f = round(settings.hold * T), round(settings.cooldown * T)
-    if T - t_i - t_f < 1 or t_f < 1:
+    if settings.method != "dense" and (T - t_i - t_f < 1 or t_f < 1):
         raise UserError(
             f"{T} steps cannot hold the schedule: hold {settings.hold:g} is {t_i} steps, cool-down "
             f"{settings.cooldown:g} is {t_f}, which leaves {T - t_i - t_f} for the ramp; give more "
@@ -185,8 +186,9 @@ def batch_loss(model, features: data.Features, index: np.ndarray, settings: Sett
         return L_task
     answer_tokens = batch["token_type_ids"].bool()  # (B, T), false at padding
     answer_tokens[:, 0] = True  # [CLS]
-    L_teacher = distill.distillation_loss(logits, distill.batch_outputs(teacher, index, logits),
-                                          answer_tokens, settings.temperature)
+    teacher_logits = distill.batch_outputs(teacher, index, settings.device)
+    L_teacher = distill.distillation_loss(logits, teacher_logits, answer_tokens,
+                                          settings.temperature)
     return distill.total_loss(L_task, L_teacher, settings.alpha)
 
 
@@ -327,14 +329,15 @@ def carry_out(settings: Settings, prepared: evaluate.Prepared, pruner, run: chec
     """The steps that are left, and their result, as the main process's metrics.json has it."""
     model, watched = prepared.model, evaluate.watched_rows(settings, prepared)
     optimizer, scheduler = make_optimizer(model, pruner, settings)
-    begin = run.restore(
-        [model, pruner, optimizer, scheduler],
-        state.fingerprint({bert.to_hf_name(m.name): m.W for m in pruner.matrices}))
-    for t, *step in train(model, pruner, optimizer, scheduler, prepared.features, settings, begin,
-                          teacher):
+    start = state.fingerprint({bert.to_hf_name(m.name): m.W for m in pruner.matrices})
+    begin = run.restore([model, pruner, optimizer, scheduler], start)
+    for t, *step in train(
+            model, pruner, optimizer, scheduler, prepared.features, settings, begin, teacher):
         metrics = {}
         if watched and (t + 1) % settings.eval_every == 0 and parallel.is_main():
+            pruner.set_masks(t + 1, training=False)  # by the new scores, without noise
             metrics, _ = evaluate.evaluate(model, prepared.task, watched, settings)
+            pruner.set_masks(t + 1)
         run.step(t, *step, metrics)
     run.end()
     return finish(settings, prepared, pruner, run) if parallel.is_main() else {}

@@ -30,11 +30,12 @@ from support.report import say
 RUN, RESULT, CHECKPOINT = "run.json", "metrics.json", "checkpoint.safetensors"
 FILES = (  # metrics.json is removed first, so that a half-removed run does not look finished
     RESULT, files.SUMS, "config.json", "model.safetensors", "pruning.safetensors", "log.jsonl",
-    CHECKPOINT, "checkpoint.pt", "predictions.json", "nbest_predictions.json", "evaluation.json",
+    CHECKPOINT, "predictions.json", "nbest_predictions.json", "evaluation.json",
     "tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "method.py")
 NEW, WHOLE = ".new", ".whole"  # folders of what replaces a finished run: under way, and ready
 LOG_EVERY = 10  # steps
-INCIDENTAL = ("output", "save_every", "date", "python")  # they have no effect on the result
+# they have no effect on the result
+INCIDENTAL = ("output", "save_every", "eval_every", "date", "python")
 # these change its last digits at most, and nobody can always have the same
 SURROUNDINGS = ("machine", "threads", "torch", "numpy", "tokenizers", "git")
 DAMAGED = "damaged; --overwrite starts anew"
@@ -318,7 +319,7 @@ class Run:
         """Write metrics.json, with which the run counts as finished and replaces an earlier one."""
         files.write_json(self.folder / RESULT, summary)
         self.checkpoint.unlink(missing_ok=True)
-        files.write_sums(self.folder)
+        files.write_sums(self.folder, {RUN, *FILES} - {files.SUMS, "evaluation.json"})
         self.finished = True
         finish_replacing(self.output)
 
@@ -368,6 +369,7 @@ class Run:
         with files.naming(self.folder / "log.jsonl"):
             self.log.write(self.lines[-1].encode())
         if self.warn_if_nothing_is_learned and t - LOG_EVERY < self.pruner.schedule.t_i <= t:
+            self.warn_if_nothing_is_learned = False  # once is enough
             self.check_learning(self.pruner.schedule.t_i)
         self.measured = metrics or self.measured
         self.shown = f"loss {self.smooth_loss:.3f} · density {density:.3f} · lr {rates[0]:.1e}"

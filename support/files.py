@@ -11,7 +11,7 @@ import signal
 import stat
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -270,19 +270,19 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_sums(folder: Path) -> None:
-    """Write the digests of all files that a folder holds."""
-    paths = sorted(path for path in folder.rglob("[!.]*") if path.is_file() and path.name != SUMS)
+def write_sums(folder: Path, names: Iterable[str]) -> None:
+    """Write the digests of those of the files `names` that a folder holds."""
     write_atomically(folder / SUMS, "".join(
-        f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths))
+        f"{sha256(folder / name)}  {name}\n" for name in sorted(names) if (folder / name).exists()))
 
 
 def check_sums(folder: Path) -> None:
     """UserError for a file that is gone or has changed since the folder's digests were written, if
     they were."""
     for line in read_lines(folder / SUMS) if (folder / SUMS).exists() else ():
-        digest, _, name = line.partition("  ")
-        if not (folder / name).exists() or digest != sha256(folder / name):
+        digest, _, name = line.partition(" ")
+        name = name[1:]  # after a space, or an asterisk (sha256sum -b)
+        if not (folder / name).is_file() or digest != sha256(folder / name):
             raise UserError(f"{folder / name}: is gone or has changed since it was written "
                             f"({folder / SUMS}); make the folder anew")
 
@@ -340,6 +340,7 @@ def cached(name: str, key: str, make) -> Path:
             if not folder.exists():
                 with whole_folder(folder) as part:
                     make(part)
-                    write_sums(part)
+                    write_sums(part, (path.relative_to(part).as_posix()
+                                      for path in part.rglob("*") if path.is_file()))
     check_sums(folder)
     return folder

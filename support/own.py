@@ -57,6 +57,9 @@ def try_out(m, name: str) -> None:
             raise UserError(f"--method {name}: {what} must be a tensor of shape {tuple(shape)} "
                             "without NaN and infinity when W is (4, 6)")
 
+    if m.penalised and (m.ranked or not m.learned):
+        raise UserError(f"--method {name}: with penalised = True, it needs learned = True and "
+                        "ranked = False")
     noise = torch.Generator().manual_seed(0)
     W, g = torch.randn(2, 4, 6, generator=noise)
     W[0], g[:, 0] = 0, 0

@@ -46,7 +46,8 @@ class TopK:
         """
         if k == 0 or k == sum(S.numel() for S in scores):
             return [torch.full_like(S, k > 0, dtype=torch.bool) for S in scores]
-        flat = [S.detach().numpy().ravel() for S in scores]
+        wide = (S.float() if S.dtype == torch.bfloat16 else S for S in scores)  # numpy has no bf16
+        flat = [S.detach().numpy().ravel() for S in wide]
         masks, inside, values = compare(flat, *self.bracket)
         candidates, above = np.concatenate(values), sum(map(np.count_nonzero, masks))
         if above < k <= above + len(candidates):

@@ -57,17 +57,20 @@ def recipe_for(task: str, method: str, small: bool) -> Recipe:
     return recipe if task in paper else replace(recipe, penalties=(), teacher_penalties=())
 
 
-def for_few_rows(recipe: Recipe, inputs: int, keep: float) -> Recipe:
+def for_few_rows(recipe: Recipe, given: dict, inputs: int, keep: float) -> Recipe:
     """The recipe, with more epochs and other shares where `inputs` training inputs would make its
-    run too short to prune slowly and late enough."""
-    steps = recipe.epochs * inputs / recipe.batch_size
-    shortest_ramp = 3 * (1 - keep) / STEEPEST
-    if (steps * recipe.hold >= SHORTEST_HOLD
-            and steps * (1 - recipe.hold - recipe.cooldown) >= shortest_ramp):
+    run too short to prune slowly and late enough. `given`: what flags decide in the recipe's place.
+    """
+    def steps_needed(recipe: Recipe) -> float:
+        ramp = max(1e-3, 1 - recipe.hold - recipe.cooldown)  # a share of the steps
+        slowly = 3 * (1 - keep) / STEEPEST / ramp
+        return slowly if "hold" in given else max(slowly, SHORTEST_HOLD / recipe.hold)
+
+    recipe = replace(recipe, **given)
+    if recipe.epochs * inputs / recipe.batch_size >= steps_needed(recipe):
         return recipe
-    recipe = replace(recipe, warmup=0.05, hold=0.2, cooldown=0.2)
-    steps = max(SHORTEST_HOLD / 0.2, shortest_ramp / (1 - 0.2 - 0.2))
-    return replace(recipe, epochs=math.ceil(steps * recipe.batch_size / inputs))
+    recipe = replace(recipe, **{"warmup": 0.05, "hold": 0.2, "cooldown": 0.2} | given)
+    return replace(recipe, epochs=math.ceil(steps_needed(recipe) * recipe.batch_size / inputs))
 
 
 def choose_penalty(asked: str | None, recipe: Recipe, keep: float, with_teacher: bool,

@@ -90,19 +90,6 @@ def summary(settings, prepared, pruner, metrics: dict, collapsed: bool, run) -> 
     }
 
 
-def per_class(labels: list[str], predicted, true) -> str:
-    """Precision, recall and F1 of each class, in per cent; numbers of classes (rows,)."""
-    lines = [f"  {'class':16} {'rows':>7} {'precision':>9} {'recall':>7} {'f1':>6}"]
-    for c, name in enumerate(labels):
-        right = ((predicted == c) & (true == c)).sum()
-        precision = 100 * right / max(1, (predicted == c).sum())
-        recall = 100 * right / max(1, (true == c).sum())
-        f1 = 2 * precision * recall / max(1e-9, precision + recall)
-        rows = (true == c).sum()
-        lines.append(f"  {name:16} {rows:7,} {precision:9.1f} {recall:7.1f} {f1:6.1f}")
-    return "\n".join(lines)
-
-
 # ------------------------------------------------------------------------------ what is said
 
 

@@ -81,12 +81,13 @@ def pack_bits(mask: Tensor) -> Tensor:
 
 def save_pruning(matrices: dict, path: Path) -> None:
     """What the saved model does not show of its matrices (name → masking.Matrix): masks, scores,
-    and W where it is pruned."""
+    and W where it is pruned; where masks are gates between 0 and 1, all of W."""
     tensors = {}
     for name, m in matrices.items():
+        shown = m.M if m.M.dtype == torch.bool else torch.zeros_like(m.M)
         tensors[f"{name}.mask"] = pack_bits(m.M)
         tensors[f"{name}.ever_pruned"] = pack_bits(m.ever_pruned)
-        tensors[f"{name}.pruned"] = m.W.detach()[m.M == 0].cpu()
+        tensors[f"{name}.pruned"] = m.W.detach()[shown == 0].cpu()
         if m.S is not None:
             tensors[f"{name}.scores"] = m.S.detach().cpu().contiguous()
     files.write_atomically(path, safetensors.torch.save(tensors))

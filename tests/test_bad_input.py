@@ -124,6 +124,7 @@ FLAGS = {  # flags of train.py: what is said
     "--method l0 --penalty 1e308": "a number from 0 to 1e6, or paper",
     "--temperature 1e300": "at most 10000",
     "--steps 1": "1 steps cannot hold the schedule",
+    "--task SST-2": "--task SST-2 is not known; did you mean sst2?",
     "--hold 0.5 --cooldown 0.5": "leaves 0 for the ramp",
     "--cooldown 0.001": "cool-down 0.001 is 0",
     "--max-length 2": "--max-length 2",
@@ -144,6 +145,8 @@ FLAGS = {  # flags of train.py: what is said
 OTHER_FLAGS = {  # the same of other programs
     "evaluate.py nowhere": "nowhere: no such folder",
     "evaluate.py run --text a b": "this task takes sentence",
+    "evaluate.py run --text \udce9": "--text: not UTF-8",
+    "evaluate.py run --text a --predict x.tsv": "not allowed with",
     "evaluate.py run --task mnli": "has 2 labels, the task 3",
     "evaluate.py run --data nowhere": "no such folder",
     "evaluate.py run --predict nowhere.tsv": "nowhere.tsv",

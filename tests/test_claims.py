@@ -100,6 +100,17 @@ def test_runs_are_made_once_and_looked_at_again(sample_run, command, tmp_path):
     assert all(row["measured"] for row in kept) and str(tmp_path) not in kept[0]["command"]
 
 
+def test_verdicts_are_kept_beside_earlier_ones(command, tmp_path):
+    path = tmp_path / "claims.csv"
+    words = ("tools.claims", "--claims", "swap", "--csv", path)
+    path.write_text("claim,where,extra\nmine,here,x\n")
+    command(*words).succeeded()
+    first, _ = rows.read(path)
+    assert (first["claim"], first["extra"]) == ("mine", "x")
+    path.write_text(path.read_text() + "damaged\n")
+    check_refused(command(*words), "claims.csv:4: not as many cells as the header")
+
+
 @pytest.mark.parametrize("words, steps, epochs", [
     ("", 600, 2), ("--steps 7", 7, 2), ("--epochs 3", None, 3), ("--epochs=3 --steps 7", 7, 3)])
 def test_runs_are_as_long_as_asked(words, steps, epochs, command, monkeypatch, tmp_path):

@@ -1,5 +1,6 @@
 """evaluate.py: the same digits as train.py printed, from a run and from other programs' folders."""
 
+import re
 import shutil
 from argparse import Namespace
 
@@ -18,7 +19,7 @@ def test_same_metrics_as_training_said(sample_run, command):
     printed = command("evaluate.py", folder).succeeded()
     metrics = read_json(folder / "metrics.json")["metrics"]
     assert read_json(folder / "evaluation.json")["metrics"] == metrics
-    assert "precision" in printed and "entailment" in printed
+    assert re.search(r"accuracy_matched +\d", printed)
     assert "generated sample" in printed and "40 matched + 40 mismatched" in printed
 
 

@@ -48,6 +48,14 @@ def write_run(folder, task):
     return model
 
 
+def test_an_export_can_be_evaluated_and_made_again(place):
+    for program in ("export.py run", "evaluate.py run/export", "export.py run",
+                    "evaluate.py run/export", "evaluate.py run/export"):
+        place(*program.split()).succeeded()
+    (place.folder / "run" / "export" / "model.safetensors").write_bytes(b"")
+    check_refused(place("evaluate.py", "run/export"), "is gone or has changed")
+
+
 # -- by hand
 
 

@@ -116,7 +116,7 @@ def test_answer_4_a_gate_open_half_of_the_time():
 
 
 def test_answer_5_steps_to_the_bar():
-    assert -masking.SoftMovement.kept_above / 0.01 == pytest.approx(ANSWERS[4], abs=1)
+    assert -masking.SoftMovement().kept_above / 0.01 == pytest.approx(ANSWERS[4], abs=1)
 
 
 def run_block(block, name):

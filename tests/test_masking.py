@@ -109,6 +109,8 @@ def test_soft_movement_compares_sigma_of_s_with_tau():
     assert method.mask(S, 0.6, None)[0].tolist() == [[0, 0, 0, 1]]
     assert method.mask(S, 0.0, None)[0].tolist() == [[1, 1, 1, 1]]
     assert torch.sigmoid(torch.tensor(method.kept_above)) == pytest.approx(0.1)
+    child = type("Child", (SoftMovement,), {"tau_f": 0.3})()
+    assert torch.sigmoid(torch.tensor(child.kept_above)) == pytest.approx(0.3)
 
 
 def test_soft_movement_never_empties_a_matrix():
@@ -147,7 +149,7 @@ def test_hard_concrete_at_test_time():
     M, _ = L0().mask(S, 0.0, None)
     by_hand = [0.0, 1.2 / (1 + math.exp(2.3)) - 0.1, 1.2 * 0.9 - 0.1, 1.0]
     assert M[0].tolist() == pytest.approx(by_hand, abs=1e-3)
-    assert (M > 0).equal(L0.kept_above < S)
+    assert (M > 0).equal(L0().kept_above < S)
 
 
 def test_penalties_by_hand():
@@ -381,10 +383,11 @@ def test_a_method_of_ones_own_in_ten_lines():
     assert model.weight.tolist() == [[1, 1], [0, 0]] and not pruner.scores()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_model_keeps_its_precision(dtype):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("method", [Movement, SoftMovement])
+def test_a_model_keeps_its_precision(method, dtype):
     model = nn.Linear(4, 3, bias=False).to(dtype)
-    pruner = Pruner({"W": model.weight}, Movement(), 0.5, NOW)
+    pruner = Pruner({"W": model.weight}, method(), 0.5, NOW)
     pruner.set_masks(5)
     model(torch.ones(4, dtype=dtype)).sum().backward()
     pruner.set_gradients(5)

@@ -43,12 +43,24 @@ def test_the_papers_recipes(task, method, batch, epochs, warm, lr, score_lr, hol
 @pytest.mark.parametrize("inputs", [635, 2_490, 67_349, 392_702])
 def test_a_task_with_few_rows_is_pruned_late_and_slowly_enough(inputs):
     recipe = recipes.recipe_for("mnli", "movement", small=False)
-    longer = recipes.for_few_rows(recipe, inputs, keep=0.03)
+    longer = recipes.for_few_rows(recipe, {}, inputs, keep=0.03)
     T = longer.epochs * math.ceil(inputs / longer.batch_size)
     schedule = masking.Schedule(T, round(longer.hold * T), round(longer.cooldown * T))
     assert schedule.t_i >= recipes.SHORTEST_HOLD
     assert recipes.steepest_speed(schedule, 0.03) <= recipes.STEEPEST
     assert (longer == recipe) == (inputs > 10_000)
+
+
+@pytest.mark.parametrize("given", [
+    {"batch_size": 128}, {"batch_size": 8}, {"hold": 0.5}, {"hold": 0.0, "cooldown": 0.4}])
+def test_a_longer_run_goes_by_the_flags_that_are_given(given):
+    recipe = recipes.recipe_for("rte", "movement", small=False)
+    longer = recipes.for_few_rows(recipe, given, 2_490, keep=0.03)
+    assert {name: getattr(longer, name) for name in given} == given
+    T = longer.epochs * math.ceil(2_490 / longer.batch_size)
+    schedule = masking.Schedule(T, round(longer.hold * T), round(longer.cooldown * T))
+    assert 0.9 * recipes.STEEPEST < recipes.steepest_speed(schedule, 0.03) <= recipes.STEEPEST
+    assert schedule.t_i >= recipes.SHORTEST_HOLD or "hold" in given
 
 
 def test_the_steepest_speed_is_that_of_the_schedule():

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,14 +12,15 @@ import pytest
 from tiny import TRAIN, wait_until
 
 import data
-from support import files, recipes
+from support import recipes
 from support.files import UserError
 from tools import rows, sweep
 
 # stands in for train.py: writes what it writes, at once; fails at --lr 13, hangs at --lr 17, and at
-# 19 whatever SIGTERM says; a dry run refuses --data damaged, and hangs at --data slow
+# 19 whatever SIGTERM says; a dry run refuses --data damaged and a missing teacher, and hangs at
+# --data slow
 STAND_IN = """
-import signal, sys, time
+import os, signal, sys, time
 from support.files import write_json
 
 words = [word for word in sys.argv[1:] if word not in ("--dry-run", "--resume")]
@@ -29,7 +29,8 @@ if "--dry-run" in sys.argv:
     if s.get("data") == "slow":
         open("slow.began", "w").close()
         time.sleep(60)
-    sys.exit(2 if s.get("data") == "damaged" else 0)
+    wrong = s.get("data") == "damaged" or not os.path.isdir(s.get("teacher", "."))
+    sys.exit(2 if wrong else 0)
 if s.get("lr") == "13":
     sys.exit("error: the loss is nan at step 0")
 if s.get("lr") in ("17", "19"):
@@ -53,6 +54,7 @@ write_json(s["output"] + "/metrics.json", dict(
 def stand_in(tmp_path, monkeypatch):
     """sweep.main in this process, with the stand-in → the rows, or what it raised."""
     (tmp_path / "train.py").write_text(STAND_IN)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sweep, "HERE", tmp_path)
     monkeypatch.setattr(sweep.signal, "signal", lambda *_: None)
 
@@ -69,7 +71,7 @@ def stand_in(tmp_path, monkeypatch):
 
 
 def planned(*words):
-    return sweep.combinations(sweep.make_parser().parse_args(words))
+    return sweep.plan([words])
 
 
 @pytest.mark.parametrize("words, expected", [
@@ -114,7 +116,7 @@ def test_a_path_may_have_commas():
 
 def test_data_weights_and_teacher_are_tried_before_anything_runs(stand_in, tmp_path):
     assert stand_in("--tasks", "mnli,sst2", "--data", "damaged").code == 2  # by the first dry run
-    assert str(stand_in("--teacher", "nowhere")).startswith("nowhere: no such folder")
+    assert stand_in("--methods", "magnitude", "--teacher", "nowhere").code == 2
     assert not (tmp_path / "rows.csv").exists()
 
 
@@ -157,7 +159,9 @@ def test_rows_are_appended_once_and_say_how_they_were_made(stand_in, tmp_path, c
 def test_a_failing_run_is_reported_and_the_rest_goes_on(stand_in, tmp_path, capsys):
     error = stand_in("--methods", "movement", "--lr", "13,1e-3", "--seeds", "0,1")
     assert "2 of 4 runs failed" in str(error)
-    assert capsys.readouterr().out.count("exit status 1: error: the loss is nan at step 0") == 2
+    assert capsys.readouterr().out.count("exit status 1: error: the loss is nan at step 0 (") == 2
+    logs = [path.read_text() for path in (tmp_path / "runs").iterdir()]  # nothing else is left
+    assert logs == ["error: the loss is nan at step 0\n"] * 2
     assert [r["lr"] for r in rows.read(tmp_path / "rows.csv")] == ["0.001", "0.001"]
 
 
@@ -171,13 +175,15 @@ def test_cells_are_run_group_by_group(stand_in, tmp_path):
         ("l0", "0.2", "3", "4")]
     first = next((tmp_path / "kept").glob("mnli-magnitude-0.1-*"))
     cells.write_text(f"--methods magnitude\n  --keep 0.1\n--teacher {first.name}\n  --lr 5")
-    assert "no such folder" in str(stand_in("--cells", cells))  # only once its turn has come
+    assert stand_in("--cells", cells).code == 2  # no such teacher; only once its turn has come
     assert len(rows.read(tmp_path / "rows.csv")) == 5
 
 
 @pytest.mark.parametrize("text, message", [
     ("# nothing\n", "no sweep there"), ("  --lr 1\n", "no sweep there"),
     ("--methods magnitude\n  --lr 1\n--methods l0\n  --lrr 2\n", "did you mean --lr?"),
+    ("--methods magnitude --jobs 2\n  --lr 1\n", "--jobs belongs on the command line"),
+    ("--methods magnitude\n  --model /a/x\n  --model /b/x\n", "have the same last name"),
 ])
 def test_cells_that_are_wrong_are_refused_before_anything_runs(text, message, stand_in, tmp_path,
                                                                capsys):
@@ -233,23 +239,21 @@ files.run_main(sweep.main)
     assert [r["lr"] for r in rows.read(tmp_path / "rows.csv")] == made
 
 
-def test_what_killed_sweeps_left_is_removed(stand_in, tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    for name in ("killed", "alive", "without-a-lock"):
-        (tmp_path / f"movement-sweep-{name}").mkdir()
-    (tmp_path / "movement-sweep-killed" / ".lock").touch()
-    with files.locked(tmp_path / "movement-sweep-alive" / ".lock"):
-        stand_in("--methods", "magnitude")
-    assert sorted(path.name for path in tmp_path.glob("movement-sweep-*")) == [
-        "movement-sweep-alive", "movement-sweep-without-a-lock"]
-
-
 def test_several_writers_lose_no_row(tmp_path):
     path = tmp_path / "results" / "rows.csv"
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: rows.append(path, {"task": "a,b", "key": str(n % 20)}), range(40)))
     assert sorted(int(r["key"]) for r in rows.read(path)) == list(range(20))
     assert {r["task"] for r in rows.read(path)} == {"a,b"}
+
+
+def test_a_file_without_a_last_newline_loses_no_row(tmp_path):
+    path = tmp_path / "rows.csv"
+    for key in "ab":
+        rows.append(path, {"key": key})
+    path.write_text(path.read_text().rstrip("\n"))
+    rows.append(path, {"key": "c"})
+    assert [row["key"] for row in rows.read(path)] == ["a", "b", "c"]
 
 
 def test_older_files_keep_their_columns(tmp_path):
@@ -262,7 +266,8 @@ def test_older_files_keep_their_columns(tmp_path):
 
 @pytest.mark.parametrize("text, complaint", [
     ("name,price\nx,1\n", "no column key"),
-    ("key,task\n1\n", "mend or remove"),
+    ("key,task\n1\n", "rows.csv:2: not as many cells as the header; mend or remove this row"),
+    ("key,f1\n1,x\n", "f1 'x' is not a number"),
     ("key\n\0\udcff\n", "not UTF-8 text"),
 ])
 def test_other_files_are_left_alone(tmp_path, text, complaint):

@@ -88,6 +88,18 @@ def test_every_method_runs(method, place):
         assert "WARNING: density" in printed
 
 
+def test_what_is_measured_on_the_way_has_no_noise(place):
+    place.train("--method", "l0", "--eval-every", 20, output="new").succeeded()
+    lines = [json.loads(line) for line in open("new/log.jsonl")]
+    measured = [line["accuracy"] for line in lines if "accuracy" in line]
+    assert measured[-1] == read_json("new/metrics.json")["metrics"]["accuracy"]
+    assert len(measured) == 2
+
+
+def test_two_steps_are_enough_without_pruning(place):
+    place.train("--method", "dense", "--steps", 2, output="new").succeeded()
+
+
 def test_regression_with_a_fixed_penalty(place):
     done = place.train("--task", "stsb", "--method", "soft_movement", "--penalty", 3, output="new")
     assert "λ fixed at 3" in done.succeeded()
@@ -134,7 +146,7 @@ def test_ctrl_c_saves_and_a_resumed_run_ends_with_the_same_bits(method, place, c
 def test_resume_of_nothing_and_of_a_finished_run(place):
     assert "starts from step 0" in place.train("--resume", output="new").succeeded()
     before = digests(place.folder / "run")
-    assert "finished already" in place.train("--resume").succeeded()
+    assert "finished already" in place.train("--resume", "--eval-every", 7).succeeded()
     check_refused(place.train("--resume", "--lr", 1), "lr was")
     assert digests(place.folder / "run") == before
 

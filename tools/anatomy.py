@@ -82,9 +82,8 @@ def assemble(run: Path, metrics: dict, settings: dict, pruning: dict[str, np.nda
         if f"{name}.mask" in pruning:
             M, ever_pruned = (unpack_bits(pruning[f"{name}.{mask}"], W.shape)
                               for mask in ("mask", "ever_pruned"))
-            W[~M] = pruning[f"{name}.pruned"]
-        if method == "l0":  # the model holds W times gates, which can be between 0 and 1
-            W[M] /= masking.L0().mask(torch.from_numpy(S), 0, None)[0].numpy()[M]
+            pruned = pruning[f"{name}.pruned"]  # where masks are gates, all of W
+            W[~M if pruned.size < W.size else np.ones_like(M)] = pruned
         parts.append(Part(layer, kind, W, M, start.get(name), S, ever_pruned))
     label = f"{rows.method_name(method)}, {100 * metrics['density']:.3g} %"
     label += ", global" * (settings.get("scope") == "global")

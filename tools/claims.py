@@ -34,7 +34,7 @@ from torch.nn import functional as F
 import masking
 import train
 from support import cli
-from support.files import RunError, UserError, check_table, run_main
+from support.files import RunError, UserError, check_table, locked, run_main
 from support.origin import origin
 from tools import anatomy, rows, sweep
 from tools.anatomy import Anatomy
@@ -246,7 +246,7 @@ def trained(needs: tuple, method: str, flags: list[str], output: Path) -> list[A
     todo = [run for run in planned if not (output / run.name / "metrics.json").exists()]
     with tempfile.TemporaryDirectory() as scratch:
         args = Namespace(jobs=1, csv=Path(scratch, "rows.csv"), keep_runs=output)
-        if failed := sweep.carry_out(todo, args, Path(scratch)):
+        if failed := sweep.carry_out(todo, args):
             raise RunError(f"{failed} of the runs that this claim needs failed")
     runs = [anatomy.read(output / run.name) for run in planned]
     for run, a in zip(planned, runs):
@@ -282,9 +282,10 @@ def keep_verdict(path: Path, name: str, verdict: Verdict, runs: list[Anatomy], w
            "measured": "; ".join(verdict.lines),
            "command": "python -m tools.claims " + " ".join(map(rows.place, words)),
            "git": made["git"], "date": made["date"]}
-    others = [other for other in rows.read(path)
-              if (other["claim"], other["where"]) != (row["claim"], row["where"])]
-    rows.write(path, [*others, row], row)
+    with locked(path.with_name(f"{path.name}.lock")):
+        others = [other for other in rows.read(path)
+                  if (other["claim"], other["where"]) != (row["claim"], row["where"])]
+        rows.write(path, [*others, row], dict.fromkeys([*row, *others[0]] if others else row))
 
 
 def main() -> None:
@@ -306,6 +307,7 @@ def main() -> None:
         p.error(f"{flag}: the claims set it themselves")
     if args.csv:
         check_table(args.csv, "claim")
+        rows.read(args.csv)  # a damaged row is told before anything is trained
     flags = ["--task", "mnli", *flags]  # which a later --task overrides
     if train.make_parser().parse_args(flags).epochs is None:  # it ends the program if one is wrong
         flags = ["--steps", str(STEPS), *flags]  # which a later --steps overrides

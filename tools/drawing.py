@@ -21,7 +21,7 @@ OWN_STYLES = (("#CC79A7", "P"), ("#56B4E9", "v"), ("#882255", "p"))  # of other 
 GREY = "#BBBBBB"
 LOOK = {"font.size": 11, "axes.titlesize": 12, "axes.grid": True, "grid.alpha": 0.3,
         "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
-        "svg.hashsalt": "movement", "figure.constrained_layout.use": True}
+        "figure.constrained_layout.use": True}
 
 
 def start() -> None:
@@ -36,13 +36,13 @@ def style_of(method: str) -> tuple[str, str]:
     return STYLES.get(method, own)
 
 
-def panels(count: int, height: float = 3.3, shared: bool = False):
+def panels(count: int, shared: bool = False):
     """A figure as wide as README.md shows it, with `count` panels → the figure, its axes, which
     have the same limits if `shared`."""
     columns = 2 if count == 4 else min(count, 3)
     lines = -(-count // columns)
     figure, axes = plt.subplots(
-        lines, columns, figsize=(max(6.0, 3.6 * columns), height * lines), squeeze=False,
+        lines, columns, figsize=(max(6.0, 3.6 * columns), 3.3 * lines), squeeze=False,
         sharex=shared, sharey=shared)
     for axis in axes.flat[count:]:
         axis.set_axis_off()
@@ -50,12 +50,11 @@ def panels(count: int, height: float = 3.3, shared: bool = False):
 
 
 def save(figure, path: Path) -> None:
-    """Write PNG and SVG files; the same picture gives the same bytes."""
+    """Write PATH.png; the same picture gives the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(f"{path}.png", dpi=160)  # not with_suffix: a name may have dots
-    figure.savefig(f"{path}.svg", metadata={"Date": None})
     plt.close(figure)
-    print(f"drew {path}.png and .svg")
+    print(f"drew {path}.png")
 
 
 def legend(figure, axes) -> None:

@@ -3,13 +3,12 @@
     python -m tools.figures                      # Figures 2, 3 and 5 from results/*.csv, and rates
     python -m tools.figures --run runs/A runs/B  # their curves, Figures 1, 4 and 6, and numbers
 
-Random masks and frozen weights have a figure of their own (controls). If a CSV file has dense
-models of several sizes, Figure 2 is also drawn against the number of non-zero parameters, with the
-smaller models beside the pruned one. If it has several learning rates, results are also drawn
-against these, and the other figures show each method at the rate that suits it best. A line is the
-mean over seeds, and its band goes from the worst seed to the best; a point with a collapsed run is
-crossed out. A method has the same colour and marker everywhere. Figure 6 needs runs that are free
-to leave more in one layer than in another: --scope global, L0 or soft movement.
+Random masks and frozen weights have a figure of their own (controls). If a CSV file has several
+learning rates, results are also drawn against these, and the other figures show each method at the
+rate that suits it best. A line is the mean over seeds, and its band goes from the worst seed to the
+best; a point with a collapsed run is crossed out. A method has the same colour and marker
+everywhere. Figure 6 needs runs that are free to leave more in one layer than in another: --scope
+global, L0 or soft movement.
 """
 
 from pathlib import Path
@@ -17,20 +16,16 @@ from pathlib import Path
 import numpy as np
 
 import data
-from sample import pretrain
 from support import cli
 from support.files import UserError, run_main
 from tools import drawing, rows, run_figures, tables
-from tools.drawing import STYLES, dashes, legend, logarithmic, matplotlib, panels, save, style_of
+from tools.drawing import STYLES, dashes, legend, logarithmic, panels, save, style_of
 
 HERE = Path(__file__).parent.parent
 COMMONEST = {"mnli": 35.4, "qqp": 63.2, "sst2": 50.9}  # % of the rows in the commonest class of dev
-X_AXES = {  # column → its unit in the plot, the axis's name
-    "density": (100, "weights remaining\nin the encoder's matrices (%)"),
-    "encoder_density": (
-        100, "weights remaining in the encoder,\nbiases and LayerNorms counted (%)"),
-    "nonzero_parameters": (1, "non-zero parameters\nin the encoder's matrices"),
-    "nonzero_parameters_total": (1, "non-zero parameters\nin the whole model")}
+X_AXES = {  # column → the axis's name
+    "density": "weights remaining\nin the encoder's matrices (%)",
+    "encoder_density": "weights remaining in the encoder,\nbiases and LayerNorms counted (%)"}
 
 
 # ------------------------------------------------------------------------- curves of results
@@ -85,20 +80,6 @@ def metric_name(metric: str) -> str:
     return f"{name} (%)"
 
 
-def dense_models(axis, dense: list[dict], metric: str, column: str) -> None:
-    """Dense BERTs of several sizes as stars with names, joined in the order of their sizes."""
-    models = list(dict.fromkeys(row["model"] for row in dense))
-    cells = [[row for row in dense if row["model"] == model] for model in models]
-    if cells:
-        points = draw_line(axis, cells, metric, column, 1, color="black", marker="*",
-                           markersize=10, linewidth=1, label="dense, by size")
-        axis.margins(0.12, 0.2)  # room for names
-        for model, point in zip(models, points):
-            axis.annotate(model.split("/")[-1].removeprefix("small:"), point, (0, -16),
-                          textcoords="offset points", ha="center", fontsize=9,
-                          bbox={"color": "white", "alpha": 0.7, "pad": 0.5})
-
-
 def groups(results: list[dict]) -> list[list[dict]]:
     """Rows by task, data and model, a panel each, in the order of the file."""
     keys = dict.fromkeys((r["task"], r["data"], r["model"]) for r in results)
@@ -106,39 +87,34 @@ def groups(results: list[dict]) -> list[list[dict]]:
 
 
 def same_task(first: dict, sources: list[list[dict]]) -> list[dict]:
-    """Dense rows of any pretrained model, for the task and number of rows of the row `first`, from
-    the first source that has some."""
-    alike = ("task", "data", "train_rows", "eval_rows", "held_out", "precision")
+    """Dense rows for the task, model and number of rows of the row `first`, from the first source
+    that has some."""
+    alike = ("task", "data", "model", "train_rows", "eval_rows", "held_out", "precision")
     candidates = ([r for r in source if r["method"] == "dense" and not r["teacher"]
-              and tables.at_best_rate(r, source) and not pretrain.is_untrained(r["model"])
-              and all(r[name] == first[name] for name in alike)] for source in sources)
+                   and tables.at_best_rate(r, source)
+                   and all(r[name] == first[name] for name in alike)] for source in sources)
     return next(filter(None, candidates), [])
 
 
-def draw_curves(path: Path, results: list[dict], column: str, sources: list[list[dict]]) -> None:
+def draw_curves(path: Path, results: list[dict], sources: list[list[dict]]) -> None:
     """A panel for each task, data and model; `sources`: where to look for dense rows."""
     parts = [tables.measured(part) for part in groups(results)]
     figure, axes = panels(len(parts))
     series = [tables.series_of(part) for _, part in parts]
     dash = dashes([(method_of(cells), label) for one in series for label, cells in one.items()])
     for axis, (metric, part), one in zip(axes, parts, series):
-        x = column if any(row[column] for row in part) else "encoder_density"  # the paper's rows
-        unit, x_name = X_AXES[x]
+        # the paper's rows have one density, ours have both
+        column = "density" if any(row["density"] for row in part) else "encoder_density"
         for label, cells in one.items():
             colour, marker = style_of(method_of(cells))
             face = colour if dash[label] == "-" else "white"
-            draw_line(axis, cells.values(), metric, x, unit, linestyle=dash[label],
+            draw_line(axis, cells.values(), metric, column, 100, linestyle=dash[label],
                       color=colour, marker=marker, markerfacecolor=face, label=label)
-        dense, model = same_task(part[0], sources), part[0]["model"]
-        if unit == 100:
-            dense_line(axis, tables.values([r for r in dense if r["model"] == model], metric))
-            mark_chance(axis, part[0], metric)
-            logarithmic(axis, (1, 3, 5), "{x:g}")
-        else:
-            dense_models(axis, dense, metric, x)
-            logarithmic(axis, (1, 3), matplotlib.ticker.EngFormatter())
-        axis.set(title=f"{part[0]['task']} · {part[0]['data']}\n{model.split('/')[-1]}",
-                 xlabel=x_name, ylabel=metric_name(metric))
+        dense_line(axis, tables.values(same_task(part[0], sources), metric))
+        mark_chance(axis, part[0], metric)
+        logarithmic(axis, (1, 3, 5), "{x:g}")
+        axis.set(title=f"{part[0]['task']} · {part[0]['data']}\n{part[0]['model'].split('/')[-1]}",
+                 xlabel=X_AXES[column], ylabel=metric_name(metric))
     legend(figure, axes)
     save(figure, path)
 
@@ -194,8 +170,8 @@ def with_rates(results: list[dict]) -> list[dict]:
     return shown if sum(count >= 3 for count in tried) >= 2 else []
 
 
-def figures_of(results: list[dict]) -> list[tuple[str, str, list[dict]]]:
-    """The figures that one file has rows for → name, column of the x axis, rows of each."""
+def figures_of(results: list[dict]) -> list[tuple[str, list[dict]]]:
+    """The figures that one file has rows for → name and rows of each."""
     pruned = [row for row in results if row["method"] != "dense"]
     if with_rates(results):
         pruned = [row for row in pruned if tables.at_best_rate(row, results)]
@@ -210,15 +186,11 @@ def figures_of(results: list[dict]) -> list[tuple[str, str, list[dict]]]:
     ranked = [row for row in pruned if tables.alone(row)
               and row["method"] not in (*tables.GLOBAL, "random")]
     both_scopes = {(row["task"], row["method"]) for row in ranked if row["scope"] == "global"}
-    pictures = [("figure2", "density", plain), ("figure3", "density", taught),
-                ("figure2-controls", "density", controls),
-                ("figure5", "density", [row for row in ranked
-                                        if (row["task"], row["method"]) in both_scopes])]
-    if len({row["model"] for row in results if row["method"] == "dense"}) > 1:
-        pictures += [("figure2-encoder-parameters", "nonzero_parameters", plain),
-                     ("figure2-all-parameters", "nonzero_parameters_total", plain)]
+    pictures = [("figure2", plain), ("figure3", taught), ("figure2-controls", controls),
+                ("figure5", [row for row in ranked
+                             if (row["task"], row["method"]) in both_scopes])]
     return [picture for picture in pictures
-            if len({row["keep"] or row["penalty"] for row in picture[2]}) > 1]
+            if len({row["keep"] or row["penalty"] for row in picture[1]}) > 1]
 
 
 def from_results(folder: Path, output: Path) -> None:
@@ -229,15 +201,15 @@ def from_results(folder: Path, output: Path) -> None:
     files["paper"] = paper_rows(folder / "paper_runs.csv")
     everything, wrong = [row for results in files.values() for row in results], []
     pictures = [(name, *picture) for name in files for picture in figures_of(files[name])]
-    theirs = next((found for name, figure, _, found in pictures
+    theirs = next((found for name, figure, found in pictures
                    if (name, figure) == ("paper", "figure5")), [])
-    pictures = [(name, figure, column, found + theirs * (figure == "figure5" and name != "paper"))
-                for name, figure, column, found in pictures]
+    pictures = [(name, figure, found + theirs * (figure == "figure5" and name != "paper"))
+                for name, figure, found in pictures]
     rated = {name: found for name in files if (found := with_rates(files[name]))}
     if not pictures and not rated:
         raise UserError(f"nothing to draw: no CSV file in {folder} has rows of two densities")
-    drawn = [(name, draw_curves, f"{figure}-{name}", found, column, [files[name], everything])
-             for name, figure, column, found in pictures]
+    drawn = [(name, draw_curves, f"{figure}-{name}", found, [files[name], everything])
+             for name, figure, found in pictures]
     drawn += [(name, draw_rates, f"rates-{name}", found) for name, found in rated.items()]
     for name, draw, picture, *given in drawn:
         try:

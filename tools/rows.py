@@ -8,7 +8,6 @@ folder only the last name is shown, so that a row is the same on every machine.
 
 import csv
 import io
-import sys
 from pathlib import Path
 
 from support.files import (
@@ -16,7 +15,6 @@ from support.files import (
     check_table,
     finite,
     locked,
-    printable,
     read_json,
     reading,
     write_atomically,
@@ -51,10 +49,8 @@ def method_name(method: str) -> str:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file; none if there is no file. UserError if it is not a CSV file.
-
-    A row that is no row of results is left out, with a warning that names its line.
-    """
+    """The rows of a CSV file; none if there is no file. UserError for one that is no CSV file, and
+    for a damaged row, with its line."""
     if not path.exists():
         return []
     table = []
@@ -62,10 +58,8 @@ def read(path: Path) -> list[dict[str, str]]:
         lines = csv.DictReader(file)
         for row in lines:
             if why := problem(row):
-                where = printable(f"WARNING: {path}:{lines.line_num}: {why}")
-                print(f"{where}; this row is left out", file=sys.stderr)
-            else:
-                table.append(row)
+                raise UserError(f"{path}:{lines.line_num}: {why}; mend or remove this row")
+            table.append(row)
     return table
 
 
@@ -101,15 +95,8 @@ def as_csv(table: list[dict], columns) -> str:
 
 
 def check(path: Path) -> list[dict[str, str]]:
-    """→ its rows; UserError where a row could not be added, or some would be lost by it."""
+    """→ its rows; UserError where a row could not be added."""
     check_table(path, "key")
-    if path.exists():
-        with reading(path, "not a CSV file"), open(path, encoding="utf-8-sig", newline="") as file:
-            lines = csv.DictReader(file)
-            older = not set(COLUMNS) <= set(lines.fieldnames or ())  # it will be written anew
-            for row in lines:
-                if older and problem(row):
-                    raise UserError(f"{path}:{lines.line_num}: {problem(row)}; mend or remove it")
     return read(path)
 
 
@@ -118,15 +105,9 @@ def append(path: Path, row: dict) -> None:
     and a reader never sees part of a row, because the whole file is replaced."""
     with locked(path.with_name(f"{path.name}.lock")):
         there = check(path)
-        if row["key"] in [other["key"] for other in there]:
-            return
-        old = path.read_text(encoding="utf-8-sig") if path.exists() else ""
-        columns = old.partition("\n")[0].split(",")
-        if not old or set(COLUMNS) <= set(columns):  # what is there stays as it is
-            header, _, line = as_csv([row], columns if old else COLUMNS).partition("\n")
-            write_atomically(path, (old or header + "\n") + line)
-        else:  # written when rows had fewer columns
-            write(path, [*there, row], dict.fromkeys((*COLUMNS, *columns)))
+        if row["key"] not in [other["key"] for other in there]:
+            older = there[0] if there else {}  # it may have columns that are no longer written
+            write(path, [*there, row], dict.fromkeys((*COLUMNS, *older)))
 
 
 def as_text(value) -> str:

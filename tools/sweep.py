@@ -6,9 +6,10 @@
     python -m tools.sweep --cells results/minilm-cells.txt --model DIR --data DIR --jobs 2
 
 Every flag of train.py works here too, with one value or a comma list; --data and --teacher name one
-folder. The same command again, also with other lists, runs only what has no row yet. A row's `key`
-is a digest of all settings that decide its result; delete a row to run it again with newer code.
-Only the last name of a folder's path counts, so that rows from different machines can be compared.
+folder. The same command again, also with other lists, runs only what has no row yet, and goes on
+with what was interrupted. A row's `key` is a digest of all settings that decide its result; delete
+a row to run it again with newer code. Only the last name of a folder's path counts, so that rows
+from different machines can be compared.
 
 A file of --cells holds many sweeps, one below the other. A line of flags begins a group; indented
 lines below it are its sweeps, each with these flags, its own, and those of the command. The runs
@@ -26,25 +27,22 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import namedtuple
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-import distill
-import evaluate
 import masking
 import train
 from support import checkpoints, cli, own
-from support.files import RunError, UserError, locked, read_lines, run_main
+from support.files import RunError, UserError, read_lines, run_main
 from tools import anatomy, rows
 
 HERE = Path(__file__).parent.parent
 DEFAULTS = {"--task": "mnli", "--method": "magnitude,l0,movement,soft_movement", "--keep": "0.1",
             "--model": "small", "--seed": "0"}
 OURS = ("--output", "--overwrite", "--resume", "--dry-run")  # flags that the sweep sets itself
+COMMANDS = ("--jobs", "--csv", "--cells", "--keep-runs")  # of the whole command, not of a cell
 PATIENCE = 10.0  # seconds that an interrupted run has to save its checkpoint
 
 # train.py's arguments, the settings that they give, a digest of these, and the folder's name
@@ -66,8 +64,8 @@ def make_parser() -> cli.Parser:
     a("--jobs", type=cli.count, default=1, metavar="N", help="runs at a time, sharing the cores")
     a("--csv", type=Path, default=Path("results/sweep.csv"), metavar="FILE", help="the rows")
     a("--cells", type=Path, metavar="FILE", help="many sweeps, each a line of flags")
-    a("--keep-runs", type=Path, metavar="DIR",
-      help="keep the runs' folders here, and resume unfinished ones")
+    a("--keep-runs", type=Path, metavar="DIR", help="keep the folders of finished runs, here "
+      "(default: runs/ has those of unfinished ones alone)")
     for action in train.make_parser()._actions:
         flag, kind = action.option_strings[-1], {"type": comma_list}
         if flag in DEFAULTS:
@@ -106,23 +104,19 @@ def make_run(words: list[str]) -> Run:
 
 
 def combinations(args) -> list[Run]:
-    """Every run once; seeds vary slowest, so that an unfinished sweep has some seeds complete."""
+    """Seeds vary slowest, so that an unfinished sweep has some seeds complete."""
     lists = {flag: values for flag, values in vars(args).items() if flag[0] == "-" and values}
     for flag in lists.keys() & OURS:
         raise UserError(f"{flag}: a sweep sets it itself; --keep-runs DIR keeps the folders")
-    runs, seeds = {}, lists.pop("--seed")
+    runs, seeds = [], lists.pop("--seed")
     for seed, *values in itertools.product(seeds, *lists.values()):
         flags = dict(zip(lists, values)) | {"--seed": seed}
         if flags["--method"] == "dense":
             del flags["--keep"]
         if not masking.find_method(flags["--method"]).penalised:
             flags.pop("--penalty", None)
-        run = make_run([word for pair in flags.items() for word in pair if word])
-        model = runs.setdefault(run.key, run).settings["model"]
-        if run.settings["model"] != model:
-            raise UserError(f"--model {model} and {run.settings['model']} have the same last "
-                            "name, so their rows would look alike; rename one")
-    return list(runs.values())
+        runs.append(make_run([word for pair in flags.items() for word in pair if word]))
+    return runs
 
 
 def read_cells(path: Path, words: list[str]) -> list[list[list[str]]]:
@@ -130,6 +124,8 @@ def read_cells(path: Path, words: list[str]) -> list[list[list[str]]]:
     groups, common = [], []
     for line in read_lines(path):
         flags = line.partition("#")[0].split()
+        if found := set(COMMANDS) & set(flags):
+            raise UserError(f"{path}: {found.pop()} belongs on the command line")
         if flags and not line[0].isspace():
             common = flags
             groups.append([])
@@ -145,13 +141,9 @@ def read_cells(path: Path, words: list[str]) -> list[list[list[str]]]:
 
 
 def try_out(runs: list[Run]) -> None:
-    """A dry run for each task, data and model, and a look at its teacher: finds wrong ones before
-    hours are spent."""
-    differing = {tuple(run.settings[k] for k in ("task", "data", "model")): run for run in runs}
-    for run in differing.values():
-        if run.settings["teacher"]:  # a dry run does not read it
-            task = evaluate.find_task(run.settings["task"], run.settings["data"])
-            distill.load_fine_tuned(Path(run.settings["teacher"]), task)
+    """A dry run for each task, data, model and teacher: finds wrong ones before hours are spent."""
+    inputs = ("task", "data", "model", "teacher")
+    for run in {tuple(run.settings[name] for name in inputs): run for run in runs}.values():
         done = subprocess.run([sys.executable, str(HERE / "train.py"), *run.words, "--dry-run"],
                               start_new_session=True)  # Ctrl-C is for the sweep to report
         if done.returncode:
@@ -164,9 +156,11 @@ def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
 
 
-def start(run: Run, args, scratch: Path) -> Job:
-    folder, log = (args.keep_runs or scratch) / run.name, scratch / run.key
-    words = [*run.words, "--output", str(folder)] + ["--resume"] * bool(args.keep_runs)
+def start(run: Run, args) -> Job:
+    folder = (args.keep_runs or Path("runs")) / run.name
+    log = folder.with_name(f"{run.name}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    words = [*run.words, "--output", str(folder), "--resume"]
     threads = {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // args.jobs))} if args.jobs > 1 else {}
     with open(log, "w") as file:  # in a session of its own: only end() interrupts it, not Ctrl-C
         process = subprocess.Popen(
@@ -180,17 +174,15 @@ def finish(job: Job, args) -> str:
     """Append the row of a finished run → what to print about it."""
     if job.process.returncode:
         last_line = job.log.read_text(errors="replace").strip().rpartition("\n")[2]
-        return f"FAILED, exit status {job.process.returncode}: {last_line or 'no message'}"
+        return (f"FAILED, exit status {job.process.returncode}: {last_line or 'no message'} "
+                f"({job.log})")
     try:
         row = rows.row_of(job.folder, job.run.words, job.run.key)
         row["moved_kept"] = rows.as_text(anatomy.moved_kept(job.folder))
         rows.append(args.csv, row)
     except (OSError, UserError, KeyError) as error:
-        kept = args.keep_runs or Path("runs")
-        if not args.keep_runs:
-            kept.mkdir(exist_ok=True)
-            shutil.move(job.folder, kept / job.run.name)
-        return f"FAILED, no row could be written ({error}); the run is kept: {kept / job.run.name}"
+        return f"FAILED, no row could be written ({error}); the run is kept: {job.folder}"
+    job.log.unlink(missing_ok=True)
     if not args.keep_runs:
         shutil.rmtree(job.folder, ignore_errors=True)
     shown = (*rows.METRICS, "density", "on_target", "train_seconds")
@@ -209,7 +201,7 @@ def end(jobs: list[Job]) -> None:
         job.process.wait()
 
 
-def carry_out(runs: list[Run], args, scratch: Path) -> int:
+def carry_out(runs: list[Run], args) -> int:
     """Run all that have no row when their turn comes, args.jobs at a time → how many failed."""
     waiting, jobs, failed = list(runs), [], 0
     try:
@@ -217,7 +209,7 @@ def carry_out(runs: list[Run], args, scratch: Path) -> int:
             if waiting and len(jobs) < args.jobs:
                 run = waiting.pop(0)
                 if run.key not in rows.keys(args.csv):  # another sweep may have made it by now
-                    jobs.append(start(run, args, scratch))
+                    jobs.append(start(run, args))
             time.sleep(0.1)
             for job in [job for job in jobs if job.process.poll() is not None]:
                 jobs.remove(job)
@@ -229,17 +221,15 @@ def carry_out(runs: list[Run], args, scratch: Path) -> int:
     return failed
 
 
-def remove_leftovers() -> None:
-    """Temporary folders of sweeps that were killed: their locks can be taken."""
-    for lock in Path(tempfile.gettempdir()).glob("movement-sweep-*/.lock"):
-        with suppress(OSError, UserError), locked(lock, "in use"):  # or somebody else's
-            shutil.rmtree(lock.parent)
-
-
 def plan(sweeps: list[list[str]]) -> list[Run]:
     """The runs of these sweeps, given by their flags, each once."""
-    runs = [run for words in sweeps for run in combinations(make_parser().parse_args(words))]
-    return [*{run.key: run for run in runs}.values()]
+    runs = {}
+    for run in (run for words in sweeps for run in combinations(make_parser().parse_args(words))):
+        model = runs.setdefault(run.key, run).settings["model"]
+        if run.settings["model"] != model:
+            raise UserError(f"--model {model} and {run.settings['model']} have the same last "
+                            "name, so their rows would look alike; rename one")
+    return [*runs.values()]
 
 
 def main() -> None:
@@ -252,13 +242,10 @@ def main() -> None:
     total, missing = sum(map(len, groups)), sum(map(len, todo))
     print(f"{total} runs, {total - missing} of them in {args.csv} already", flush=True)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-    remove_leftovers()
     failed = 0
-    with (tempfile.TemporaryDirectory(prefix="movement-sweep-") as scratch,
-          locked(Path(scratch, ".lock"))):
-        for runs in todo:
-            try_out(runs)
-            failed += carry_out(runs, args, Path(scratch))
+    for runs in todo:
+        try_out(runs)
+        failed += carry_out(runs, args)
     if failed:
         raise RunError(f"{failed} of {missing} runs failed; the same command tries them again")
 

@@ -12,7 +12,7 @@ A table stands between <!-- table: KIND … --> and <!-- end -->. The kinds are:
     held_out FILE TASKS   every run with --held-out, measured on those rows instead
     paper taught          the authors' own runs with a teacher; paper untaught: without
     benchmark PARTS       ratios of results/benchmark.json
-    csv FILE COLUMNS      results/FILE.csv as it is
+    csv FILE COLUMNS      results/FILE.csv with rounded numbers
 
 TASKS, PARTS and COLUMNS are comma lists. A † marks collapsed runs.
 """
@@ -131,9 +131,8 @@ def read(folder: Path, file: str) -> list[dict]:
 
 def series_table(choose, folder: Path, file: str, tasks: str, *, prefix: str = "") -> str:
     """A line for each series, a column for each density. `choose(row, rows of the file)` is one of
-    CHOICES; dense models of other sizes are in pictures only."""
-    found = [row for row in read(folder, file) if not row["model"].startswith("small:")]
-    groups, body = {}, []
+    CHOICES."""
+    found, groups, body = read(folder, file), {}, []
     for task in tasks.split(","):
         metric, group = measured(
             [row for row in found if row["task"] == task and choose(row, found)], prefix)
