@@ -43,7 +43,7 @@ def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, answer_tok
 
     Both logits are (B, C) for classes, (B, 1) for regression, (B, T, 2) for spans.
     answer_tokens: (B, T), true where an answer may start or end: at [CLS] and in the second
-    segment. Only spans use it; their loss is the mean of start and end.
+    segment, its [SEP] included. Only spans use it; their loss is the mean of start and end.
     """
     if student_logits.dim() == 3:
         elsewhere = ~answer_tokens[:, :, None]  # (B, T, 1)

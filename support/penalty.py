@@ -90,7 +90,7 @@ class PenaltySearch:
 
     def adjust_pull(self, t: int, lr: float) -> None:
         """Pull harder when q is slower than the straight way to `kept_above` asks for."""
-        reach = lr * (self.schedule.T - t) / 2  # rates still to come: they fall linearly to 0 at T
+        reach = lr * (self.schedule.T - t) / 2  # rates still to come, the warm-up being over
         wanted = max(-1.0, min(1.0, (self.method.kept_above - self.q) / reach))
         self.first_speed = self.first_speed or max(abs(wanted), 1e-3)
         # scores start above kept_above, so q's speed is negative; it is proportional to the pull,

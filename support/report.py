@@ -271,4 +271,5 @@ def estimate(settings, features, model, pruner, steps: Iterator) -> str:
     needed = timedelta(seconds=round(settings.steps * fastest(steps)))
     return (f"dry run   {settings.steps:,} steps of {tokens:,.0f} tokens · memory about "
             f"{(fixed + activations) / 1e9:.1f} GB ({fixed / 1e9:.1f} for weights and optimiser)"
-            f" · time about {needed} (h:mm:ss), by the fastest of a few steps · nothing was saved")
+            f" · time about {needed} (h:mm:ss), by the fastest of a few steps"
+            + ", without the teacher's own pass" * bool(settings.teacher) + " · nothing was saved")

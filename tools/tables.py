@@ -149,7 +149,7 @@ def series_table(choose, folder: Path, file: str, tasks: str, *, prefix: str = "
     return markdown(
         ["", "method", *(f"{100 * float(keep):g} %" for keep in keeps)], body,
         "mean ± standard deviation (seeds); columns: share of the encoder matrices' weights asked "
-        f"to remain; data: {data}; model: {model}; {rates(chosen)}rows: "
+        f"to remain; `--data {data} --model {model}`; {rates(chosen)}rows: "
         f"`results/{file}.csv`" + has_collapsed(chosen) * (
             ". A † marks a collapsed run: no better than one answer for all rows"))
 
