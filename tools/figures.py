@@ -189,8 +189,10 @@ def figures_of(results: list[dict]) -> list[tuple[str, list[dict]]]:
     pictures = [("figure2", plain), ("figure3", taught), ("figure2-controls", controls),
                 ("figure5", [row for row in ranked
                              if (row["task"], row["method"]) in both_scopes])]
-    return [picture for picture in pictures
-            if len({row["keep"] or row["penalty"] for row in picture[1]}) > 1]
+    curves = [(name, [row for part in groups(found) for row in part
+                      if len({r["keep"] or r["penalty"] for r in part}) > 1])
+              for name, found in pictures]
+    return [(name, found) for name, found in curves if found]
 
 
 def from_results(folder: Path, output: Path) -> None:

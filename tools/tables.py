@@ -5,8 +5,9 @@
 A table stands between <!-- table: KIND … --> and <!-- end -->. The kinds are:
 
     methods FILE TASKS    every method at 10 and 3 %; the rows are in results/FILE.csv
-    best FILE TASKS       the same, each method at the learning rate that suits it best
-    densities FILE TASKS  every method at every density
+    later FILE TASKS      the same, each method at the learning rate that suits it best
+    best FILE TASKS       the same again, the paper's methods alone
+    densities FILE TASKS  the paper's methods at every density
     teachers FILE TASKS   the methods that had a teacher, with and without it
     frozen FILE TASKS     runs with frozen weights, and runs of the same seeds without
     held_out FILE TASKS   every run with --held-out, measured on those rows instead
@@ -263,8 +264,10 @@ def csv(folder: Path, file: str, columns: str) -> str:
 
 CHOICES = {
     "methods": lambda row, _: alone(row) and row["keep"] in ("1", "0.1", "0.03"),
-    "best": lambda row, among: CHOICES["methods"](row, among) and at_best_rate(row, among),
-    "densities": lambda row, _: alone(row) and row["model"] != "untrained",
+    "later": lambda row, among: CHOICES["methods"](row, among) and at_best_rate(row, among),
+    "best": lambda row, among: CHOICES["later"](row, among) and row["method"] in rows.METHOD_NAMES,
+    "densities": lambda row, _: (alone(row) and row["model"] != "untrained"
+                                 and row["method"] in rows.METHOD_NAMES),
     "teachers": lambda row, among: not row["freeze"] and matched(row, among, "teacher"),
     "frozen": lambda row, among: not row["teacher"] and matched(row, among, "freeze", "seed")}
 KINDS = {kind: functools.partial(series_table, choose) for kind, choose in CHOICES.items()}
