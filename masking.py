@@ -81,10 +81,9 @@ def top_v(scores: list[Tensor], v: float) -> list[Tensor]:
 
 def masked(W: Tensor, M: Tensor) -> Tensor:
     """W ⊙ M, for masks of numbers or of booleans."""
-    if (M.dtype, W.dtype, W.device.type) == (torch.bool, torch.float32, "cpu"):
-        # numpy takes a third of torch's time
-        return torch.from_numpy(W.detach().numpy() * M.numpy())
-    return W * M
+    in_numpy = (M.dtype, W.dtype, W.device.type) == (torch.bool, torch.float32, "cpu")
+    # numpy takes a third of torch's time
+    return torch.from_numpy(W.detach().numpy() * M.numpy()) if in_numpy else W * M
 
 
 # ---------------------------------------------------------------------------- the methods
@@ -237,7 +236,7 @@ class Matrix:
     S: nn.Parameter | None = None
     M: Tensor | None = None
     dM_dS: Tensor | None = None  # None: 1, the straight-through estimator
-    ever_pruned: Tensor | None = None  # bool: was its mask 0 at any step so far?
+    ever_pruned: Tensor | None = None  # bool: was its mask 0 in any step so far?
 
 
 class Pruner:
@@ -307,7 +306,6 @@ class Pruner:
         for m in self.matrices:
             # a = (W ⊙ M) x: the model only ever sees the product
             m.weight.data = masked(m.W, m.M).to(dtype or m.W.dtype)
-            m.ever_pruned |= ~m.M.bool()
 
     def keep_floor(self) -> None:
         """A matrix with less than the method's floor left keeps its highest scores instead."""
@@ -332,6 +330,7 @@ class Pruner:
             # a pruned weight has no gradient of its own: dL/dW = dL/dW' ⊙ M
             if m.W.requires_grad:
                 m.W.grad = masked(dL_dW_prime, m.M)
+            m.ever_pruned |= ~m.M.bool()
         if self.method.penalised:
             self.penalty = self.next_penalty(t)
             self.add_penalty()

@@ -337,7 +337,7 @@ def carry_out(settings: Settings, prepared: evaluate.Prepared, pruner, run: chec
         if watched and (t + 1) % settings.eval_every == 0 and parallel.is_main():
             pruner.set_masks(t + 1, training=False)  # by the new scores, without noise
             metrics, _ = evaluate.evaluate(model, prepared.task, watched, settings)
-            pruner.set_masks(t + 1)
+            pruner.set_masks(t + 1)  # as they were: the log has their density
         run.step(t, *step, metrics)
     run.end()
     return finish(settings, prepared, pruner, run) if parallel.is_main() else {}

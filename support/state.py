@@ -84,10 +84,10 @@ def save_pruning(matrices: dict, path: Path) -> None:
     and W where it is pruned; where masks are gates between 0 and 1, all of W."""
     tensors = {}
     for name, m in matrices.items():
-        shown = m.M if m.M.dtype == torch.bool else torch.zeros_like(m.M)
+        pruned, gates = m.M == 0, m.M.dtype != torch.bool
         tensors[f"{name}.mask"] = pack_bits(m.M)
-        tensors[f"{name}.ever_pruned"] = pack_bits(m.ever_pruned)
-        tensors[f"{name}.pruned"] = m.W.detach()[shown == 0].cpu()
+        tensors[f"{name}.ever_pruned"] = pack_bits(m.ever_pruned | pruned)
+        tensors[f"{name}.pruned"] = m.W.detach()[pruned | gates].cpu()
         if m.S is not None:
             tensors[f"{name}.scores"] = m.S.detach().cpu().contiguous()
     files.write_atomically(path, safetensors.torch.save(tensors))

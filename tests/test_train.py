@@ -94,6 +94,9 @@ def test_what_is_measured_on_the_way_has_no_noise(place):
     measured = [line["accuracy"] for line in lines if "accuracy" in line]
     assert measured[-1] == read_json("new/metrics.json")["metrics"]["accuracy"]
     assert len(measured) == 2
+    place.train("--method", "l0", output="unwatched").succeeded()
+    for name in ("model.safetensors", "pruning.safetensors"):
+        assert digests(place.folder / "new")[name] == digests(place.folder / "unwatched")[name]
 
 
 def test_two_steps_are_enough_without_pruning(place):

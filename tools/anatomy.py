@@ -83,7 +83,7 @@ def assemble(run: Path, metrics: dict, settings: dict, pruning: dict[str, np.nda
             M, ever_pruned = (unpack_bits(pruning[f"{name}.{mask}"], W.shape)
                               for mask in ("mask", "ever_pruned"))
             pruned = pruning[f"{name}.pruned"]  # where masks are gates, all of W
-            W[~M if pruned.size < W.size else np.ones_like(M)] = pruned
+            W[~M | (pruned.size == W.size)] = pruned
         parts.append(Part(layer, kind, W, M, start.get(name), S, ever_pruned))
     label = f"{rows.method_name(method)}, {100 * metrics['density']:.3g} %"
     label += ", global" * (settings.get("scope") == "global")
