@@ -54,11 +54,8 @@ def find_task(name: str, folder: str) -> data.Task:
     """
     if name in data.TASKS:
         return data.TASKS[name]
-    official = {task.folder: known for known, task in data.TASKS.items()}
-    if name in official:
-        raise UserError(f"--task {name} is not known; did you mean {official[name]}?")
-    path = Path(folder, name, "train.tsv")
-    if Path(name).name != name or not path.is_file():
+    path, official = Path(folder, name, "train.tsv"), [task.folder for task in data.TASKS.values()]
+    if name in official or Path(name).name != name or not path.is_file():
         raise cli.unknown("--task", name, [*data.TASKS, "a folder of --data DIR with train.tsv"])
     lines = read_lines(path)
     header = next(lines, "").split("\t")

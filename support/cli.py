@@ -51,9 +51,10 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """"; did you mean X?", or nothing if no known word is similar."""
-    close = difflib.get_close_matches(word.split("=")[0], known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
+    """"; did you mean X?", or nothing if no known word is similar; capitals do not matter."""
+    names = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.split("=")[0].lower(), names, n=1, cutoff=0.5)
+    return f"; did you mean {names[close[0]]}?" if close else ""
 
 
 def unknown(flag: str, word: str, known: Iterable[str]) -> UserError:

@@ -34,7 +34,7 @@ from torch.nn import functional as F
 import masking
 import train
 from support import cli
-from support.files import RunError, UserError, check_table, locked, run_main
+from support.files import RunError, UserError, locked, run_main
 from support.origin import origin
 from tools import anatomy, rows, sweep
 from tools.anatomy import Anatomy
@@ -306,8 +306,7 @@ def main() -> None:
     for flag in FIXED & {word.split("=")[0] for word in flags}:
         p.error(f"{flag}: the claims set it themselves")
     if args.csv:
-        check_table(args.csv, "claim")
-        rows.read(args.csv)  # a damaged row is told before anything is trained
+        rows.check(args.csv, "claim")
     flags = ["--task", "mnli", *flags]  # which a later --task overrides
     if train.make_parser().parse_args(flags).epochs is None:  # it ends the program if one is wrong
         flags = ["--steps", str(STEPS), *flags]  # which a later --steps overrides

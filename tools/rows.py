@@ -94,9 +94,9 @@ def as_csv(table: list[dict], columns) -> str:
     return text.getvalue()
 
 
-def check(path: Path) -> list[dict[str, str]]:
-    """→ its rows; UserError where a row could not be added."""
-    check_table(path, "key")
+def check(path: Path, column: str = "key") -> list[dict[str, str]]:
+    """→ its rows; UserError where a row, which has this column, could not be added."""
+    check_table(path, column)
     return read(path)
 
 
