@@ -7,7 +7,7 @@ Random masks and frozen weights have a figure of their own (controls). If a CSV 
 learning rates, results are also drawn against these, and the other figures show each method at the
 rate that suits it best. A line is the mean over seeds, and its band goes from the worst seed to the
 best; a point with a collapsed run is crossed out. A method has the same colour and marker
-everywhere. Figure 6 needs runs that are free to leave more in one layer than in another: --scope
+everywhere. Figures 2 and 5 of our runs have the paper's beside them. Figure 6 needs runs that are free to leave more in one layer than in another: --scope
 global, L0 or soft movement.
 """
 
@@ -203,9 +203,9 @@ def from_results(folder: Path, output: Path) -> None:
     files["paper"] = paper_rows(folder / "paper_runs.csv")
     everything, wrong = [row for results in files.values() for row in results], []
     pictures = [(name, *picture) for name in files for picture in figures_of(files[name])]
-    theirs = next((found for name, figure, found in pictures
-                   if (name, figure) == ("paper", "figure5")), [])
-    pictures = [(name, figure, found + theirs * (figure == "figure5" and name != "paper"))
+    theirs = {figure: found for name, figure, found in pictures if name == "paper"}
+    pictures = [(name, figure, found + theirs.get(figure, []) * (
+        figure in ("figure2", "figure5") and name != "paper"))
                 for name, figure, found in pictures]
     rated = {name: found for name in files if (found := with_rates(files[name]))}
     if not pictures and not rated:
