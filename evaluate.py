@@ -287,7 +287,7 @@ def make_parser() -> cli.Parser:
     p.add_argument("--max-eval-rows", type=cli.count, metavar="N",
                    help="draw N rows of each file (default: as run)")
     p.add_argument("--batch-size", type=cli.count, metavar="ROWS",
-                   help="half of the rows evaluated at a time (default: as run)")
+                   help="twice as many rows are evaluated at a time (default: as run)")
     p.add_argument("--precision", choices=["auto", "fp32", "bf16"], metavar="KIND",
                    help="auto, fp32 or bf16 (default: as run)")
     p.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto",

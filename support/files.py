@@ -127,7 +127,8 @@ def check_table(path: Path, column: str) -> None:
     """UserError if the CSV file `path` could not be written, or is there but not one of ours, which
     have this column."""
     check_writable(path, file=True)
-    if path.exists() and column not in next(read_lines(path), column).split(","):
+    header = next(read_lines(path), column) if path.exists() else column
+    if column not in header.replace('"', "").split(","):
         raise UserError(f"{path}: holds something else (no column {column}), and is left alone; "
                         "name another file")
 

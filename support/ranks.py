@@ -1,6 +1,6 @@
 """Masks of the k largest of many scores, exactly, in little more time than it takes to read them.
 
-masking.top_v ranks every pruned matrix at every step. Sorting would cost more than the model
+Ranked methods need new masks of all matrices at every step. Sorting would cost more than the model
 itself. But scores move little in one step, so the last two answers say where to look next.
 """
 

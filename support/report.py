@@ -152,8 +152,8 @@ def warn_of_collapse(settings, schedule) -> None:
     if t_i < recipes.SHORTEST_HOLD:
         reasons.append(f"it begins at step {t_i}, where 800 or later is safe (a higher --hold, "
                        "more --epochs)")
-    if settings.lr >= 1e-4:
-        reasons.append(f"the learning rate is {settings.lr:g}, where 5e-5 is safe")
+    if reasons and settings.lr >= 1e-4:  # it does no harm in runs that wait long and prune slowly
+        reasons.append(f"and the learning rate is {settings.lr:g}, where 5e-5 is safer")
     if reasons:
         say(f"WARNING: {settings.method} is known to lose the task in runs like this on real "
             f"weights: {'; '.join(reasons)}")

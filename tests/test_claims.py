@@ -7,6 +7,7 @@ import pytest
 from tiny import SAMPLE, check_refused
 
 import masking
+from support.files import UserError
 from tools import anatomy, claims, rows
 
 
@@ -69,6 +70,13 @@ def test_the_verdict_follows_the_numbers(name):
         assert verdict.holds is holds
         text = claims.report(name, verdict)
         assert "Holds if" in text and ("does not hold here" in text) is not holds
+
+
+def test_accuracies_are_compared_and_nothing_else():
+    assert claims.accuracy(run("movement", metrics={"accuracy": 80, "f1": 40}, eval_rows=100)) == (
+        80, pytest.approx(4))
+    with pytest.raises(UserError, match="cola has none"):
+        claims.accuracy(run("movement", metrics={"matthews_correlation": -3}, task="cola"))
 
 
 def test_foreseen_by_hand():

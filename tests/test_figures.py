@@ -1,6 +1,7 @@
 """Numbers of a run, by hand; every picture, from made-up rows and a tiny run."""
 
 import functools
+import shutil
 
 import numpy as np
 import pytest
@@ -192,9 +193,10 @@ def test_curves_from_rows(results, draw, tmp_path):
 def test_accuracy_and_movement_against_the_rate(results, draw):
     found = [*at_rates("movement", 80, 60, 50), *at_rates("magnitude", 60, 70, 80),
              *at_rates("dense", 60, 70, 80, keep=1)]
-    folder = results("made", [*found, *(
-        row(keep=keep, lr="1e-4", held_out="0.1") for keep in (0.1, 0.3))])
-    names, axes = draw("--results", folder)
+    found += [row(keep=keep, lr="1e-4", held_out="0.1") for keep in (0.1, 0.3)]
+    longer = row(keep=0.03, accuracy=99, lr="1e-4", held_out="0.1", steps="600", epochs="6")
+    alone = row("dense", 1, model="untrained")  # a panel without a pruned model
+    names, axes = draw("--results", results("made", [*found, longer, alone]))
     assert names == png("rates-made", "figure2-made")
     left, right = axes["rates-made"]
     drawn = {line.get_label(): line for line in left.get_lines()}
@@ -206,6 +208,8 @@ def test_accuracy_and_movement_against_the_rate(results, draw):
     figure2 = {line.get_label(): line for line in axes["figure2-made"][0].get_lines()}
     assert [*figure2["movement"].get_ydata()] == [74, 80, 80]  # at 1e-4
     assert [*figure2["magnitude"].get_ydata()] == [72]  # at 3e-4
+    with pytest.raises(UserError, match=r"two rows of sst2, movement, 0.03, seed 0"):
+        draw("--results", results("made", [*found, longer | {"steps": "200", "hold": "0.3"}]))
 
 
 def test_a_wrong_csv_keeps_no_other_from_being_drawn(results, draw, tmp_path):
@@ -245,6 +249,10 @@ def test_pictures_of_runs(tiny_run, draw, capsys):
     names, axes = draw("--run", tiny_run)
     assert names >= png("figure6", "figure6-matrices")
     assert list(axes["figure6"][0].get_lines()[0].get_ydata()) == [25]
+    shutil.copytree(tiny_run, tiny_run.with_name("again"))
+    _, axes = draw("--run", tiny_run, tiny_run.with_name("again"))
+    assert [line.get_label() for line in axes["figure6"][0].get_lines()] == [
+        "movement, 25 %, run", "movement, 25 %, again"]
 
 
 def test_a_scatter_shows_what_is_kept_in_its_true_proportion():

@@ -1,13 +1,14 @@
 """The paper's settings as this project's recipes, and the matrices that they prune."""
 
 import math
+from argparse import Namespace
 
 import pytest
 import torch
 
 import bert
 import masking
-from support import recipes
+from support import recipes, report
 
 
 def test_the_matrices_to_prune_are_the_papers():
@@ -61,6 +62,17 @@ def test_a_longer_run_goes_by_the_flags_that_are_given(given):
     schedule = masking.Schedule(T, round(longer.hold * T), round(longer.cooldown * T))
     assert 0.9 * recipes.STEEPEST < recipes.steepest_speed(schedule, 0.03) <= recipes.STEEPEST
     assert schedule.t_i >= recipes.SHORTEST_HOLD or "hold" in given
+
+
+@pytest.mark.parametrize("lr, steps, hold, warned", [
+    (2e-4, 6000, 0.2, ()), (5e-5, 2000, 0.2, ("0.24 %", "step 400")),
+    (1e-4, 2000, 0.5, ("% of the weights a step", "rate is 0.0001")),
+    (2e-4, 8000, 0.05, ("step 400", "rate is 0.0002"))])
+def test_what_is_known_to_lose_the_task_is_announced(lr, steps, hold, warned, capsys):
+    schedule = masking.Schedule(steps, round(hold * steps), round(0.2 * steps))
+    report.warn_of_collapse(Namespace(method="movement", keep=0.03, lr=lr), schedule)
+    said = capsys.readouterr().out
+    assert bool(said) == bool(warned) and all(reason in said for reason in warned)
 
 
 def test_the_steepest_speed_is_that_of_the_schedule():

@@ -5,6 +5,7 @@ import csv
 
 import pytest
 import torch
+from tiny import check_refused
 
 import bert
 import masking
@@ -63,6 +64,11 @@ def test_the_command_writes_its_rows(command, tmp_path, monkeypatch):
     for row in rows:
         assert float(row["difference"]) < 1e-5
         assert all(float(row[f"{run}_ms"]) > 0 for run in ("dense", "bf16", "csr"))
+
+
+def test_another_file_is_not_overwritten(command, tmp_path):
+    (tmp_path / "rows.csv").write_text('"key","method"\n')
+    check_refused(command("tools.sparse", "--csv", tmp_path / "rows.csv"), "no column csr_ms")
 
 
 def test_a_run_is_evaluated_without_its_zeros(place):

@@ -181,6 +181,8 @@ def test_cells_are_run_group_by_group(stand_in, tmp_path):
 
 @pytest.mark.parametrize("text, message", [
     ("# nothing\n", "no sweep there"), ("  --lr 1\n", "no sweep there"),
+    ("--lr 1\n--lr 2\n  --keep 0.1\n", "no sweep there"),
+    ("--methods l0 --csv=x.csv\n  --lr 1\n", "--csv belongs on the command line"),
     ("--methods magnitude\n  --lr 1\n--methods l0\n  --lrr 2\n", "did you mean --lr?"),
     ("--methods magnitude --jobs 2\n  --lr 1\n", "--jobs belongs on the command line"),
     ("--methods magnitude\n  --model /a/x\n  --model /b/x\n", "have the same last name"),
@@ -290,7 +292,8 @@ def test_a_real_run_fills_its_row(place):
     place("tools.sweep", *TRAIN, "--methods", "soft_movement", "--csv", "rows.csv").succeeded()
     (row,) = rows.read(place.folder / "rows.csv")
     blank = {name for name, value in row.items() if not value}
-    assert blank <= {"penalty", "teacher", "freeze", "held_out", "git", *rows.METRICS,
+    assert blank <= {"penalty", "teacher", "alpha", "temperature", "freeze", "held_out", "git",
+                     *rows.METRICS,
                      *(f"held_out_{name}" for name in rows.METRICS)}
     assert float(row["accuracy"]) > 0 and int(row["nonzero_parameters"]) > 0
     assert (row["steps"], row["train_rows"], row["eval_rows"]) == ("40", "40", "40")

@@ -19,6 +19,7 @@ def row(method="movement", keep=0.1, seed=0, accuracy=80.0, **other):
         "task": "sst2", "data": "sample", "model": "small", "method": method,
         "scope": "local" if method in ("magnitude", "movement", "random") else "global",
         "keep": f"{keep:g}", "density": f"{keep:g}", "seed": str(seed), "epochs": "2",
+        "steps": "200",
         "accuracy": f"{accuracy:g}", "nonzero_parameters": str(round(1000 * keep)),
         "nonzero_parameters_total": str(round(1000 * keep) + 200), "train_rows": "100"}
     return made | other
@@ -76,16 +77,18 @@ def test_rows_of_the_held_out_share_are_measured_apart(results, table):
 
 
 @pytest.mark.parametrize("kind, columns, expected", [
-    ("methods", 3, {"dense, small": 1, "dense, untrained": 1, "L0": 2, "movement": 2}),
-    ("densities", 4, {"dense": 1, "magnitude": 1, "L0": 2, "movement": 2}),
-    ("teachers", 1, {"L0": 1, "L0 + teacher": 1}),
+    ("methods", 3, {"dense, small": 1, "dense, untrained": 1, "L0": 2, "movement": 2,
+                    "movement, global": 1}),
+    ("densities", 4, {"dense": 1, "magnitude": 1, "L0": 2, "movement": 2, "movement, global": 1}),
+    ("teachers", 1, {"L0": 1, "L0, alpha 0.9 + teacher": 1, "L0, alpha 1 + teacher": 1}),
     ("frozen", 1, {"movement": 1, "movement, weights frozen": 1}),  # of one seed
 ])
 def test_kinds_of_table_choose_among_the_rows(table, kind, columns, expected):
     made = table(kind, [
         row("dense", 1), row("dense", 1, model="untrained"),
-        row("l0", teacher="t"), row("l0"), row("l0", 0.03), row(freeze="weights"), row(),
-        row(seed=1), row("magnitude", 0.3), row(task="qqp", accuracy=70)])
+        row("l0", teacher="t", alpha="0.9"), row("l0", teacher="t", alpha="1"), row("l0"),
+        row("l0", 0.03), row(freeze="weights"), row(), row(scope="global"), row(seed=1),
+        row("magnitude", 0.3), row(task="qqp", accuracy=70)])
     runs_in = {line[1]: sum(map(int, re.findall(r"\((\d)\)", " ".join(line)))) for line in made}
     assert runs_in == expected and {len(line) for line in made} == {2 + columns}
 
@@ -108,7 +111,8 @@ def test_the_best_rate_is_chosen_by_the_held_out_rows_of_one_seed(results):
     found = [*at_rates("movement", 80, 60), *at_rates("magnitude", 60, 80),
              row("magnitude", 0.1, 0, 90, lr="2e-4", held_out="0.1"),
              row("magnitude", 0.1, 1, 91, lr="1e-4", held_out="0.1"),
-             row("dense", 1, lr="3e-5", held_out="0.1")]
+             row("dense", 1, lr="3e-5", held_out="0.1"),
+             row("movement", 0.03, 0, 99, lr="1e-4", held_out="0.1", steps="600", epochs="6")]
     made = tables.KINDS["best"](results("made", found), "made", "sst2")
     assert lines(made)[2:] == [
         ["sst2 accuracy", "dense", "80.0 (1)", "–", "–"],
@@ -122,10 +126,12 @@ def test_settings_that_differ_make_lines_of_their_own(table):
         row(lr="0.1", hold="0.2"), row(lr="0.2", hold="0.2"), row("l0", lr="0.1", hold="0.2"),
         row("magnitude", epochs="2.001"), row("magnitude", epochs="5.98"),
         row("magnitude", epochs="5.98", scope="global"), row("random", held_out="0.1"),
+        *(row(name, scope="local") for name in ("a.py:Own", "b.py:Own", "c.py:Other")),
         row("dense", 1, hold="0.2"), row("dense", 1, 1, hold="0.4")])  # no dense run holds
     assert [line[1] for line in made] == [
         "dense", "random, 0.1 held out", "magnitude, 2 epochs", "magnitude, 6 epochs",
-        "magnitude, 6 epochs, global", "L0", "movement, lr 0.1", "movement, lr 0.2"]
+        "magnitude, 6 epochs, global", "L0", "movement, lr 0.1", "movement, lr 0.2", "Other",
+        "a.py:Own", "b.py:Own"]
 
 
 @pytest.mark.parametrize("runs, method, cells", [  # as the paper prints them

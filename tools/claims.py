@@ -152,7 +152,10 @@ def early(magnitude: Anatomy, movement: Anatomy) -> Verdict:
 
 def accuracy(run: Anatomy) -> tuple[float, float]:
     """Of matched and mismatched rows together, in %, and its standard error."""
-    p = np.mean(list(run.metrics["metrics"].values())) / 100
+    found = [value for name, value in run.metrics["metrics"].items() if name.startswith("accuracy")]
+    if not found:
+        raise UserError(f"crossover compares accuracies, and {run.metrics['task']} has none")
+    p = np.mean(found) / 100
     return 100 * p, 100 * np.sqrt(p * (1 - p) / run.metrics["eval_rows"])
 
 
@@ -271,11 +274,14 @@ def report(name: str, verdict: Verdict) -> str:
 
 
 def keep_verdict(path: Path, name: str, verdict: Verdict, runs: list[Anatomy], words: list[str]):
-    """Add a row to a CSV file, in place of an earlier one of the same claim, task and model."""
+    """Add a row to a CSV file, in place of an earlier one of the same claim, task, model, steps,
+    seed and method."""
     where = "small random networks"
     if runs:
-        found = runs[0].metrics
+        found = runs[-1].metrics
         where = f"{found['task']}, {rows.place(found['model'])}, {found['steps']:,} steps"
+        where += f", seed {found['seed']}" * (found["seed"] > 0)
+        where += f", {found['method']}" * (found["method"] not in masking.METHODS)
     made = origin("cpu")
     row = {"claim": stated(name)[0], "where": where,
            "verdict": "holds" if verdict.holds else "does not hold",

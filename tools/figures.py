@@ -3,12 +3,12 @@
     python -m tools.figures                      # Figures 2, 3 and 5 from results/*.csv, and rates
     python -m tools.figures --run runs/A runs/B  # their curves, Figures 1, 4 and 6, and numbers
 
-Random masks and frozen weights have a figure of their own (controls). If a CSV file has several
-learning rates, results are also drawn against these, and the other figures show each method at the
-rate that suits it best. A line is the mean over seeds, and its band goes from the worst seed to the
-best; a point with a collapsed run is crossed out. A method has the same colour and marker
-everywhere. Figures 2 and 5 of our runs have the paper's beside them. Figure 6 needs runs that are free to leave more in one layer than in another: --scope
-global, L0 or soft movement.
+Random masks and frozen weights have a figure of their own (controls). If a CSV file has three
+learning rates of two methods, results are also drawn against these, and the other figures show each
+method at the rate that suits it best. A line is the mean over seeds, and its band goes from the
+worst seed to the best; a point with a collapsed run is crossed out. A method has the same colour
+and marker everywhere. Figures 2 and 5 of our runs have the paper's beside them. Figure 6 needs runs
+that are free to leave more in one layer than in another: --scope global, L0 or soft movement.
 """
 
 from pathlib import Path
@@ -82,14 +82,14 @@ def metric_name(metric: str) -> str:
 
 def groups(results: list[dict]) -> list[list[dict]]:
     """Rows by task, data and model, a panel each, in the order of the file."""
-    keys = dict.fromkeys((r["task"], r["data"], r["model"]) for r in results)
-    return [[r for r in results if (r["task"], r["data"], r["model"]) == key] for key in keys]
+    keys = dict.fromkeys(map(tables.panel, results))
+    return [[r for r in results if tables.panel(r) == key] for key in keys]
 
 
 def same_task(first: dict, sources: list[list[dict]]) -> list[dict]:
-    """Dense rows for the task, model and number of rows of the row `first`, from the first source
-    that has some."""
-    alike = ("task", "data", "model", "train_rows", "eval_rows", "held_out", "precision")
+    """Dense rows for the task, model and numbers of rows and steps of the row `first`, from the
+    first source that has some."""
+    alike = ("task", "data", "model", "train_rows", "eval_rows", "held_out", "precision", "steps")
     candidates = ([r for r in source if r["method"] == "dense" and not r["teacher"]
                    and tables.at_best_rate(r, source)
                    and all(r[name] == first[name] for name in alike)] for source in sources)
@@ -128,7 +128,7 @@ def draw_rates(path: Path, results: list[dict]) -> None:
         methods = dict.fromkeys(row["method"] for row in part)
         for method in sorted(methods, key=lambda name: tables.method_order(rows.method_name(name))):
             rows_of = [row for row in part if row["method"] == method]
-            cells = [[row for row in rows_of if row["lr"] == lr]
+            cells = [tables.one_a_seed([row for row in rows_of if row["lr"] == lr])
                      for lr in dict.fromkeys(row["lr"] for row in rows_of)]
             colour, marker = style_of(method)
             for axis, column in ((left, metric), (right, "moved_kept")):
@@ -161,11 +161,13 @@ def paper_rows(path: Path) -> list[dict]:
 
 
 def with_rates(results: list[dict]) -> list[dict]:
-    """The rows of a file that compares methods at three learning rates or more, at the density that
-    has most of them."""
-    alone = [row for row in results if tables.alone(row)]
-    keeps = [row["keep"] for row in alone if row["method"] != "dense"]
-    shown = [row for row in alone if row["keep"] in ("1", max(keeps, key=keeps.count, default=""))]
+    """The rows of a file that compares methods at three learning rates or more, at the density and
+    length of run that most of them have."""
+    alone = [row for row in results if tables.alone(row) and tables.usual_length(row, results)]
+    keeps = [row["keep"] for row in alone if row["method"] != "dense" and row["keep"]]
+    shown = [row for row in alone if row["keep"] in ("1", max(keeps, key=keeps.count, default="1"))]
+    pruned = {tables.panel(row) for row in shown if row["method"] != "dense"}
+    shown = [row for row in shown if tables.panel(row) in pruned]
     tried = [len({row["lr"] for row in shown if row["method"] == method}) for method in STYLES]
     return shown if sum(count >= 3 for count in tried) >= 2 else []
 
@@ -174,7 +176,8 @@ def figures_of(results: list[dict]) -> list[tuple[str, list[dict]]]:
     """The figures that one file has rows for → name and rows of each."""
     pruned = [row for row in results if row["method"] != "dense"]
     if with_rates(results):
-        pruned = [row for row in pruned if tables.at_best_rate(row, results)]
+        pruned = [row for row in pruned if tables.at_best_rate(row, results)
+                  and tables.usual_length(row, results)]
     usual = [row for row in pruned if row["scope"] == tables.usual_scope(row["method"])
              or row["method"] not in STYLES]
     plain = [row for row in usual if tables.alone(row) and row["method"] != "random"]
@@ -197,7 +200,8 @@ def figures_of(results: list[dict]) -> list[tuple[str, list[dict]]]:
 
 def from_results(folder: Path, output: Path) -> None:
     """The figures of every CSV file that has rows for them, measured on evaluation rows."""
-    files = {path.stem: [row for row in rows.read(path)
+    empty = dict.fromkeys(rows.COLUMNS, "")
+    files = {path.stem: [empty | row for row in rows.read(path)
                          if "key" in row and any(map(row.get, rows.METRICS))]
              for path in sorted(folder.glob("*.csv"))}
     files["paper"] = paper_rows(folder / "paper_runs.csv")

@@ -23,7 +23,7 @@ import evaluate
 import masking
 import train
 from support import cli
-from support.files import read_json, run_main
+from support.files import UserError, read_json, run_main
 from support.penalty import PenaltySearch
 from tools import drawing
 from tools.drawing import GREY, plt, style_of
@@ -35,6 +35,7 @@ X, Y = torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.4])
 
 
 def save(figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
     print(f"drew {path}")
@@ -226,6 +227,8 @@ def draw_growth(path: Path) -> None:
     """A bar for each size: where the time of a step goes."""
     cases = [row for row in read_json(HERE / "results" / "benchmark.json")["rows"]
              if row["part"] == "growth"]
+    if not cases:
+        raise UserError("results/benchmark.json has no part growth: make it with tools.benchmark")
     figure, axis = plt.subplots(figsize=(7.2, 2.9))
     sizes, begin = [row["size"].replace(", ", "\n") for row in cases], np.zeros(len(cases))
     for stage, ink in zip(cases[0]["stages"], (GREY, *(style_of(name)[0] for name in (
@@ -247,7 +250,7 @@ DRAW = {"step": draw_step, "schedule": draw_schedule, "gate": draw_gate, "search
 
 
 def main() -> None:
-    p = cli.Parser(description=__doc__)
+    p = cli.Parser(prog="python -m tools.pictures", description=__doc__)
     p.add_argument("--only", nargs="+", choices=list(DRAW), default=list(DRAW), metavar="NAME",
                    help="which of them (default: all)")
     p.add_argument("--output", type=Path, default=HERE / "figures", metavar="DIR")

@@ -81,7 +81,7 @@ def renewed(text: str) -> str:
 
 
 def main() -> None:
-    p = cli.Parser(description=__doc__)
+    p = cli.Parser(prog="python -m tools.quotes", description=__doc__)
     p.add_argument("--check", action="store_true", help="change nothing; say what is stale")
     args = p.parse_args()
     texts = {page: (HERE / page).read_text(encoding="utf-8") for page in PAGES}

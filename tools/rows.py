@@ -2,8 +2,8 @@
 
     for row in rows.read(Path("results/sample.csv")): print(row["method"], row["accuracy_matched"])
 
-A row is a finished run of train.py. All values are text, and empty where a run has none. Of a
-folder only the last name is shown, so that a row is the same on every machine.
+A row is a finished run of train.py. All values are text, and empty where a run has none. Of a path
+that begins with /, ~ or .. only the last name is shown, so that a row is the same on every machine.
 """
 
 import csv
@@ -30,11 +30,11 @@ COLUMNS = (
     "on_target", "collapsed", *METRICS,
     *(f"held_out_{name}" for name in METRICS[2:]),
     "lr", "score_lr", "epochs", "steps", "batch_size", "max_length", "warmup", "hold", "cooldown",
-    "train_rows", "eval_rows", "teacher", "freeze", "held_out", "seed", "moved_kept",
-    "train_seconds", "precision", "git", "command", "machine", "threads", "torch",
+    "train_rows", "eval_rows", "teacher", "alpha", "temperature", "freeze", "held_out", "seed",
+    "moved_kept", "train_seconds", "precision", "git", "command", "machine", "threads", "torch",
     "python", "date", "key")
 NUMBERS = ("density", "encoder_density", "nonzero_parameters", "nonzero_parameters_total",
-           *METRICS)  # what pictures and tables show
+           *METRICS, *(f"held_out_{name}" for name in METRICS))  # what pictures and tables show
 # for people to read, in the order of tables and legends
 METHOD_NAMES = {"dense": "dense", "random": "random", "magnitude": "magnitude", "l0": "L0",
                 "movement": "movement", "soft_movement": "soft movement"}
@@ -129,6 +129,8 @@ def row_of(folder: Path, words: list[str], key: str) -> dict[str, str]:
                 for name, value in metrics.get("held_out_metrics", {}).items()}
     values = origin(run["device"]) | run | metrics | metrics["metrics"] | held_out | {
         "model": place(metrics["model"]), "teacher": place(run["teacher"]),
+        "alpha": run["alpha"] if run["teacher"] else None,
+        "temperature": run["temperature"] if run["teacher"] else None,
         "keep": metrics["keep"] if run["penalty"] is None else None,
         "penalty": run["penalty"], "penalty_found": metrics["penalty"],
         "epochs": metrics["steps"] * run["batch_size"] / metrics["train_inputs"],

@@ -112,12 +112,15 @@ def curves(path: Path, runs: list, folders: list[Path]) -> None:
 
 def draw(folders: list[Path], output: Path) -> None:
     """Curves, Figures 1, 4 and 6, and the numbers behind them in anatomy.csv."""
-    measured = [(a, anatomy.table(a)) for a in map(anatomy.read, folders)]
+    runs = [anatomy.read(folder) for folder in folders]
+    labels = [a.label for a in runs]
+    for a, folder in zip(runs, folders):
+        a.label += f", {folder.resolve().name}" * (labels.count(a.label) > 1)
+    measured = [(a, anatomy.table(a)) for a in runs]
     for a, table in measured:
         print(anatomy.text(a, table), end="\n\n")
     rows.write(output / "anatomy.csv", [row for _, table in measured for row in table],
                anatomy.COLUMNS)
-    runs = [a for a, _ in measured]
     curves(output / "curves", runs, folders)
     draw_panels(output / "figure1", [a for a in runs if a.parts[0].W0 is not None], figure1,
                 shared=True, xlabel="pretrained weight", ylabel="fine-tuned weight")

@@ -1,7 +1,7 @@
 """Is a pruned model faster? Its matrices in PyTorch's CSR layout against dense ones.
 
     python -m tools.sparse                     both sizes of model, a quarter of an hour on one core
-    python -m tools.sparse --quick --csv FILE  MiniLM's size at two densities, under a minute
+    python -m tools.sparse --quick --csv FILE  MiniLM's size at two densities, under two minutes
 
 support/csr.py says what CSR is. Shapes: B batch, T tokens.
 """
@@ -18,7 +18,7 @@ from torch import nn
 import bert
 import masking
 from support import cli, csr
-from support.files import run_main
+from support.files import check_table, run_main
 from support.origin import origin
 from tools import benchmark, rows
 
@@ -77,6 +77,8 @@ def show(row: dict) -> str:
 def main() -> None:
     p = cli.Parser(prog="python -m tools.sparse", description=__doc__)
     args = benchmark.parse(p, "--csv")
+    if args.output:
+        check_table(args.output, "csr_ms")
     models = ["MiniLM"] if args.quick else MODELS
     measured, here = [], origin("cpu")
     for name, batch, density in itertools.product(

@@ -8,8 +8,8 @@
 Every flag of train.py works here too, with one value or a comma list; --data and --teacher name one
 folder. The same command again, also with other lists, runs only what has no row yet, and goes on
 with what was interrupted. A row's `key` is a digest of all settings that decide its result; delete
-a row to run it again with newer code. Only the last name of a folder's path counts, so that rows
-from different machines can be compared.
+a row to run it again with newer code. Of a path that begins with /, ~ or .. only the last name
+counts, so that rows from different machines can be compared.
 
 A file of --cells holds many sweeps, one below the other. A line of flags begins a group; indented
 lines below it are its sweeps, each with these flags, its own, and those of the command. The runs
@@ -124,14 +124,14 @@ def read_cells(path: Path, words: list[str]) -> list[list[list[str]]]:
     groups, common = [], []
     for line in read_lines(path):
         flags = line.partition("#")[0].split()
-        if found := set(COMMANDS) & set(flags):
+        if found := set(COMMANDS) & {flag.partition("=")[0] for flag in flags}:
             raise UserError(f"{path}: {found.pop()} belongs on the command line")
         if flags and not line[0].isspace():
             common = flags
             groups.append([])
         elif flags and groups:
             groups[-1].append([*common, *flags, *words])
-    if not any(groups):
+    if not groups or not all(groups):
         raise UserError(f"{path}: no sweep there; a line of flags, and indented ones below it, "
                         "are expected")
     return groups

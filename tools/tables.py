@@ -35,13 +35,15 @@ HERE = Path(__file__).parent.parent
 PAGES = (HERE / "README.md", HERE / "results" / "README.md")
 MARK = re.compile(r"<!-- table: (.*?) -->\n(.*?)<!-- end -->", re.DOTALL)
 GLOBAL = ("dense", "l0", "soft_movement")  # never ranked matrix by matrix
-SETTINGS = ("lr", "score_lr", "batch_size", "max_length", "warmup", "train_rows", "precision",
-            "hold", "cooldown")
+SETTINGS = ("lr", "score_lr", "batch_size", "max_length", "warmup", "train_rows", "eval_rows",
+            "alpha", "temperature", "precision", "hold", "cooldown")
 PAPER_METRICS = {"squad": ("exact_match", "f1"),
                  "mnli": ("accuracy_matched", "accuracy_mismatched"), "qqp": ("accuracy", "f1")}
 
 
 # ------------------------------------------------------------------------ rows put together
+
+panel = itemgetter("task", "data", "model")  # what rows in one panel of a picture have in common
 
 
 def method_order(label: str) -> int:
@@ -53,17 +55,20 @@ def label(row: dict, among: list[dict]) -> str:
     """The name of a row's series, such as "movement, global + teacher": its method, and the
     settings in which rows of that method differ."""
     def differ(column):
-        return len({r[column] for r in among if r["method"] == row["method"]} - {""}) > 1
+        return len({r.get(column, "") for r in among if r["method"] == row["method"]} - {""}) > 1
 
-    parts = [rows.method_name(row["method"])]
+    name = rows.method_name(row["method"])
+    namesakes = {r["method"] for r in among if rows.method_name(r["method"]) == name}
+    parts = [name if len(namesakes) == 1 else row["method"]]
     parts += [row["model"]] * differ("model")
-    parts += [f"{row['epochs']} epochs"] * differ("epochs")
+    parts += [f"{row['epochs']} epoch" + "s" * (row["epochs"] != "1")] * differ("epochs")
     parts += ["global"] * (row["scope"] == "global" and row["method"] not in GLOBAL)
     parts += ["weights frozen"] * bool(row["freeze"])
     if row["held_out"] and not all(r["held_out"] for r in among):
         parts.append(f"{row['held_out']} held out")
     settings = SETTINGS[:-2] if row["method"] == "dense" else SETTINGS  # dense has no schedule
-    parts += [f"{column} {row[column]}" for column in settings if row[column] and differ(column)]
+    parts += [f"{column} {row[column]}" for column in settings
+              if row.get(column) and differ(column)]
     return ", ".join(parts) + " + teacher" * bool(row["teacher"])
 
 
@@ -74,11 +79,19 @@ def series_of(group: list[dict]) -> dict[str, dict[str, list[dict]]]:
     for row in group:
         cells = series.setdefault(label(row, group), {})
         cell = cells.setdefault(row["keep"] or f"λ {row['penalty']}", [])
-        if row["seed"] in [other["seed"] for other in cell]:
-            raise UserError(f"two rows of {row['task']}, {row['method']}, {row['keep']}, seed "
-                            f"{row['seed']}, in one table or picture: {row['command']}")
+        one_a_seed([*cell, row])
         cell.append(row)
     return dict(sorted(series.items(), key=lambda item: (method_order(item[0]), len(item[0]))))
+
+
+def one_a_seed(cell: list[dict]) -> list[dict]:
+    """The same rows; UserError if two have the same seed, and so differ in something else."""
+    seeds = [row["seed"] for row in cell]
+    for row in cell:
+        if seeds.count(row["seed"]) > 1:
+            raise UserError(f"two rows of {row['task']}, {row['method']}, {row['keep']}, seed "
+                            f"{row['seed']}, in one table or picture: {row['command']}")
+    return cell
 
 
 def measured(group: list[dict], prefix: str = "") -> tuple[str, list[dict]]:
@@ -174,8 +187,9 @@ def alone(row: dict) -> bool:
 
 
 def matched(row: dict, among: list[dict], column: str, *same: str) -> bool:
-    """Does the row equal one that has this column, at least in task, method, density and `same`?"""
-    key = itemgetter("task", "method", "keep", *same)
+    """Does the row equal one that has this column, at least in task, method, scope, density and
+    `same`?"""
+    key = itemgetter("task", "method", "scope", "keep", *same)
     return key(row) in {key(other) for other in among if other[column]}
 
 
@@ -188,6 +202,11 @@ def at_best_rate(row: dict, among: list[dict]) -> bool:
     metric, trials = measured([r for r in trials if r["keep"] == max(keeps, key=keeps.count)],
                               "held_out_")
     return not trials or row["lr"] == max(trials, key=lambda r: float(r[metric]))["lr"]
+
+
+def usual_length(row: dict, among: list[dict]) -> bool:
+    """Does the run have as many steps as most of its task, data and model?"""
+    return row["steps"] == statistics.mode(r["steps"] for r in among if panel(r) == panel(row))
 
 
 def usual_scope(method: str) -> str:
@@ -214,8 +233,8 @@ def paper(folder: Path, which: str) -> str:
 
 
 def at_density(runs: list[dict], keep: float, metric: str) -> float:
-    """A metric at a density: the nearest run's for ranked methods, interpolated linearly for the
-    others, as in the paper."""
+    """A metric at a density: the nearest run's for ranked methods; for the others interpolated
+    linearly, as in the paper, or the last point of a curve that ends before."""
     points = sorted((float(row["encoder_density"]), float(row[metric])) for row in runs)
     if runs[0]["scope"] == "local":
         # biases and LayerNorms count here: runs that asked for 0.1 are at 0.101
@@ -264,7 +283,8 @@ def csv(folder: Path, file: str, columns: str) -> str:
 
 CHOICES = {
     "methods": lambda row, _: alone(row) and row["keep"] in ("1", "0.1", "0.03"),
-    "later": lambda row, among: CHOICES["methods"](row, among) and at_best_rate(row, among),
+    "later": lambda row, among: (CHOICES["methods"](row, among) and at_best_rate(row, among)
+                                 and usual_length(row, among)),
     "best": lambda row, among: CHOICES["later"](row, among) and row["method"] in rows.METHOD_NAMES,
     "densities": lambda row, _: (alone(row) and row["model"] != "untrained"
                                  and row["method"] in rows.METHOD_NAMES),
