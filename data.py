@@ -37,6 +37,7 @@ class Task:
     columns: tuple[str, ...] = ()  # headers of the text, or of the two texts
     label: str = "label"  # header of the label
     labels: tuple[str, ...] = ()  # the label's values in the order of the classes; () = regression
+    aliases: tuple[str, ...] = ()  # what models on the Hugging Face Hub call these classes
     metrics: Callable | None = None  # predictions and labels, (rows,) each → {name: 0 to 100}
     train: str = "train.tsv"
     # Evaluation split → file. The split's name ends its metrics' names: accuracy_matched.
@@ -46,7 +47,7 @@ class Task:
     unlabelled: str | None = None
     # A few rows of the official file are torn in two by a line break in a text, and left out.
     torn: bool = False
-    range: tuple[float, float] = (-3e38, 3e38)  # of a regression's labels
+    range: tuple[float, float] | None = None  # of a regression's labels; None: any numbers
     span: bool = False  # the answer is a span of a passage (SQuAD)
 
     @property
@@ -69,15 +70,20 @@ TASKS = {
                  labels=("contradiction", "entailment", "neutral"), metrics=metrics.accuracy,
                  dev={"_matched": "dev_matched.tsv", "_mismatched": "dev_mismatched.tsv"}),
     "qqp": Task(folder="QQP", columns=("question1", "question2"), label="is_duplicate",
-                labels=YES_NO, metrics=metrics.accuracy_and_f1, torn=True),
-    "sst2": Task(folder="SST-2", columns=("sentence",), labels=YES_NO, metrics=metrics.accuracy),
+                labels=YES_NO, aliases=("not_duplicate", "duplicate"),
+                metrics=metrics.accuracy_and_f1, torn=True),
+    "sst2": Task(folder="SST-2", columns=("sentence",), labels=YES_NO,
+                 aliases=("negative", "positive"), metrics=metrics.accuracy),
     "qnli": Task(folder="QNLI", columns=("question", "sentence"), labels=ENTAILMENT,
                  metrics=metrics.accuracy),
     "rte": Task(folder="RTE", columns=PAIR, labels=ENTAILMENT, metrics=metrics.accuracy),
-    "wnli": Task(folder="WNLI", columns=PAIR, labels=YES_NO, metrics=metrics.accuracy),
+    "wnli": Task(folder="WNLI", columns=PAIR, labels=YES_NO,
+                 aliases=("not_entailment", "entailment"), metrics=metrics.accuracy),
     "mrpc": Task(folder="MRPC", columns=("#1 String", "#2 String"), label="Quality",
-                 labels=YES_NO, metrics=metrics.accuracy_and_f1),
-    "cola": Task(folder="CoLA", columns=("sentence",), labels=YES_NO, metrics=metrics.matthews,
+                 labels=YES_NO, aliases=("not_equivalent", "equivalent"),
+                 metrics=metrics.accuracy_and_f1),
+    "cola": Task(folder="CoLA", columns=("sentence",), labels=YES_NO,
+                 aliases=("unacceptable", "acceptable"), metrics=metrics.matthews,
                  header=("source", "label", "star", "sentence")),
     "stsb": Task(folder="STS-B", columns=PAIR, label="score", range=(0, 5),
                  metrics=metrics.pearson_and_spearman),
@@ -191,7 +197,7 @@ def parse_label(task: Task, value: str, where: str) -> int | float:
         number = float(value)
     except ValueError:
         number = np.nan
-    low, high = task.range
+    low, high = task.range or (-3e38, 3e38)
     if not low <= number <= high:
         raise UserError(f"{where}: {task.label} {value!r} is not a number from {low:g} to {high:g}")
     return number
@@ -318,5 +324,6 @@ def collate(features: Features, index: np.ndarray, device="cpu") -> dict:
     batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
     if str(device).startswith("cuda"):  # from pinned memory, a copy goes on while Python does
         batch = {name: x.pin_memory() for name, x in batch.items()}
-    batch = {name: x.to(device, non_blocking=True) for name, x in batch.items()}
+        batch = {name: x.to(device, non_blocking=True) for name, x in batch.items()}
+    batch = {name: x.to(device) for name, x in batch.items()}
     return batch | {"attention_mask": None} if mask.all() else batch

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 import bert
 import data
+from support import report
 from support.files import UserError
 from support.tokenizer import load_tokenizer
 
@@ -70,7 +71,8 @@ def label_order(folder: Path, task: data.Task) -> list[int]:
     """For each of the task's classes, its place among the outputs of the model in `folder`.
 
     Classes are matched by name (id2label in config.json). [] means that outputs stay as they are:
-    for spans, regression and classes without names. Raises UserError if the classes differ.
+    for spans, regression and classes without names, of which a note tells. Raises UserError if the
+    classes differ.
     """
     if task.span:
         return []
@@ -78,16 +80,20 @@ def label_order(folder: Path, task: data.Task) -> list[int]:
     needed = len(task.labels) or 1  # regression has one output
     if len(model_labels) != needed:
         raise UserError(f"{folder}: has {len(model_labels)} labels, the task {needed}")
-    if not task.labels or model_labels[0] == "LABEL_0":
+    if not task.labels:
         return []
-    names = model_labels
-    if set(names) != set(task.labels):  # other programs write NOT-ENTAILMENT
-        names = [label.lower().replace("-", "_") for label in model_labels]
-    missing = [label for label in task.labels if label not in names]
-    if missing:
-        raise UserError(f"{folder}: has the labels {', '.join(model_labels)}, but no "
-                        + ", ".join(missing))
-    return [names.index(label) for label in task.labels]
+    if model_labels[0] == "LABEL_0":
+        report.say(f"NOTE: {folder}: its classes have no names; they are taken to be "
+                   + ", ".join(task.labels))
+        return []
+    plain = [label.lower().replace("-", "_") for label in model_labels]  # some write NOT-ENTAILMENT
+    for names in (model_labels, plain):
+        for wanted in (task.labels, task.aliases):
+            if set(wanted) == set(names):
+                return [names.index(label) for label in wanted]
+    missing = [label for label in task.labels if label not in plain]
+    raise UserError(f"{folder}: has the labels {', '.join(model_labels)}, but no "
+                    f"{', '.join(missing)}; name them in its config.json (id2label)")
 
 
 def load_fine_tuned(folder: Path, task: data.Task) -> tuple[nn.Module, list[int]]:

@@ -22,6 +22,7 @@ from sample import generate, pretrain
 from support import cli, csr, download, files, recorded, report, squad
 from support.files import UserError, read_lines, run_main, write_atomically, write_json
 from support.parallel import choose_device, choose_precision
+from support.scale import Scale, standardise
 from support.tokenizer import load_tokenizer
 
 WATCHED = 1_000  # rows that --eval-every measures at most
@@ -177,6 +178,7 @@ class Prepared:
     tokenizer: object
     model_folder: Path  # where the starting weights and the tokenizer came from
     fresh: list[str]  # names of freshly initialised tensors
+    scale: Scale  # of the scores of an own task
 
 
 def prepare_run(settings, task: data.Task, offline: bool = False) -> Prepared:
@@ -193,9 +195,11 @@ def prepare_run(settings, task: data.Task, offline: bool = False) -> Prepared:
         model, fresh = bert.load(folder, *task.head)
     if not settings.train_embeddings:
         model.bert.embeddings.requires_grad_(False)
-    return Prepared(task, rows, encode(task, rows, tokenizer, settings, training=True),
-                    encode_all(task, eval_rows, tokenizer, settings),
-                    model.to(settings.device), tokenizer, folder, fresh)
+    features = encode(task, rows, tokenizer, settings, training=True)
+    any_scores = not (task.labels or task.span or task.range)
+    scale = standardise(features, model, bool(fresh)) if any_scores else Scale()
+    return Prepared(task, rows, features, encode_all(task, eval_rows, tokenizer, settings),
+                    model.to(settings.device), tokenizer, folder, fresh, scale)
 
 
 # -------------------------------------------------------------------- predictions and metrics
@@ -257,12 +261,10 @@ def has_collapsed(task: data.Task, evaluated: dict, metrics: dict, predictions: 
     regression, nor of fewer than 20 rows, which are too few to tell.
     """
     labels = np.concatenate([evaluated[split][1].labels for split in task.dev])  # (rows, …)
-    if len(labels) < 20:
+    if len(labels) < 20 or not (task.span or task.labels):
         return False
     if task.span:
         return metrics["f1"] < 15
-    if not task.labels:
-        return False
     classes = np.concatenate([predictions[split] for split in task.dev])  # (rows,)
     commonest = np.bincount(labels).max() / len(labels)
     error = np.sqrt(commonest * (1 - commonest) / len(labels))
@@ -357,8 +359,9 @@ def write_predictions(args, model, task, tokenizer, settings, order) -> None:
         write_json(out, squad.decode(rows, features, logits)[0])
     else:
         stacked = np.stack(logits)  # (rows, C)
+        low, high = task.range or (None, None)
         values = ([task.labels[c] for c in stacked.argmax(1)] if task.labels
-                  else [f"{value:.3f}" for value in stacked[:, 0].clip(*task.range)])
+                  else [f"{value:.6g}" for value in stacked[:, 0].clip(low, high)])
         lines = ["index\tprediction", *(f"{i}\t{value}" for i, value in enumerate(values))]
         write_atomically(out, "".join(line + "\n" for line in lines))
     print(f"{len(rows):,} rows → {out}")

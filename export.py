@@ -238,7 +238,7 @@ def main() -> None:
         text = card.card(recorded, metrics, type(model).__name__, left, entries)
     files.write_atomically(folder / "README.md", text)
     files.write_sums(folder, ("config.json", "model.safetensors", *bert.TOKENIZER_FILES,
-                              "run.json", "README.md", COMPACT))
+                              "run.json", COMPACT))  # a model card may be edited
     print(show(table, left))
     print(f"\nwritten: {folder} (a Hugging Face folder) and, in it, {COMPACT} ({args.values})")
     if args.csv:

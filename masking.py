@@ -92,6 +92,7 @@ def masked(W: Tensor, M: Tensor) -> Tensor:
 class Method:
     """What the Pruner asks of a method; for your own, subclass it and override what differs."""
 
+    prunes = True  # is there a mask at all?
     ranked = True  # M = Top_v(scores(W, S)), v from Eq. (5); if not, mask() makes M
     learned = False  # does S get a gradient, and a learning rate of its own?
     penalised = False  # is λ R(S) added to the loss?
@@ -127,7 +128,7 @@ class Method:
 class Dense(Method):
     """No mask: plain fine-tuning, the reference line."""
 
-    ranked = False
+    prunes = ranked = False
 
 
 class Random(Method):
@@ -260,7 +261,7 @@ class Pruner:
         self.search = penalty if isinstance(penalty, PenaltySearch) else None
         self.fixed_penalty = penalty if self.search is None else None
         self.penalty = 0.0  # λ at the last step
-        self.prunes = not isinstance(method, Dense)
+        self.prunes = method.prunes
         generator = torch.Generator().manual_seed(seed)
         self.matrices = []
         for name, weight in matrices.items():

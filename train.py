@@ -126,9 +126,9 @@ def make_parser() -> cli.Parser:
 def resolve(args: Namespace, inputs: int | None = None) -> Settings:
     """Flags over recipe. `inputs`: how many there are to train on, when that is known."""
     small, method = pretrain.is_small(args.model), masking.find_method(args.method)
-    task = evaluate.find_task(args.task, args.data)
+    task, own_task = evaluate.find_task(args.task, args.data), args.task not in data.TASKS
     alike = ("sst2", "mnli")[len(task.columns) - 1]  # by the number of texts
-    recipe = recipes.recipe_for(args.task if args.task in data.TASKS else alike, args.method, small)
+    recipe = recipes.recipe_for(alike if own_task and small else args.task, args.method, small)
     values = {f.name: getattr(args, f.name) for f in fields(Settings)}
     if inputs and not small and args.method != "dense" and args.epochs is args.steps is None:
         given = {f.name: values[f.name] for f in fields(recipe) if values.get(f.name) is not None}
@@ -152,8 +152,8 @@ def make_schedule(settings: Settings, rows: int) -> masking.Schedule:
     if settings.method != "dense" and (T - t_i - t_f < 1 or t_f < 1):
         raise UserError(
             f"{T} steps cannot hold the schedule: hold {settings.hold:g} is {t_i} steps, cool-down "
-            f"{settings.cooldown:g} is {t_f}, which leaves {T - t_i - t_f} for the ramp; give more "
-            "--steps or --epochs, or other --hold and --cooldown")
+            f"{settings.cooldown:g} is {t_f}, the ramp {T - t_i - t_f}; give more --steps or "
+            "--epochs, or other --hold and --cooldown")
     return masking.Schedule(T, t_i, t_f)
 
 
@@ -294,14 +294,15 @@ def load_teacher(settings: Settings, prepared: evaluate.Prepared):
     return teacher, order
 
 
-def teacher_outputs(teacher, order: list[int], settings: Settings, features: data.Features):
+def teacher_outputs(teacher, order: list[int], settings: Settings, prepared: evaluate.Prepared):
     """Its outputs for every training row, once: without dropout they never change."""
-    outputs = evaluate.predict(teacher.to(settings.device), features, settings)
-    return distill.reorder(outputs, order)
+    outputs = evaluate.predict(teacher.to(settings.device), prepared.features, settings)
+    return [prepared.scale.standard(logits) for logits in distill.reorder(outputs, order)]
 
 
 def save(folder: Path, prepared: evaluate.Prepared, pruner: masking.Pruner) -> None:
     """The pruned model as a Hugging Face folder, and the pruning beside it."""
+    prepared.scale.undo(prepared.model)
     for m in pruner.matrices:
         m.weight.data += 0.0  # W ⊙ M leaves −0.0 where W is negative; zeros should be one number
     bert.save(prepared.model, folder, prepared.task.output_names, prepared.tokenizer,
@@ -335,9 +336,11 @@ def carry_out(settings: Settings, prepared: evaluate.Prepared, pruner, run: chec
             model, pruner, optimizer, scheduler, prepared.features, settings, begin, teacher):
         metrics = {}
         if watched and (t + 1) % settings.eval_every == 0 and parallel.is_main():
+            masks = [m.M for m in pruner.matrices]
             pruner.set_masks(t + 1, training=False)  # by the new scores, without noise
             metrics, _ = evaluate.evaluate(model, prepared.task, watched, settings)
-            pruner.set_masks(t + 1)  # as they were: the log has their density
+            for m, M in zip(pruner.matrices, masks):
+                m.M = M  # as it was: the log has its density
         run.step(t, *step, metrics)
     run.end()
     return finish(settings, prepared, pruner, run) if parallel.is_main() else {}
@@ -355,13 +358,12 @@ def main() -> None:
     device = parallel.start(settings.device)
     settings = replace(settings, device=device)
     folder = checkpoints.choose_folder(settings, args.overwrite, args.resume, args.dry_run)
-    given = {name: value for name, value in asdict(settings).items()
-             if getattr(args, name) is not None}  # the recipe's values follow from these
+    given = {name: value for name, value in asdict(settings).items()  # the others follow from these
+             if getattr(args, name) is not None or name in checkpoints.OPTIONAL}
     if args.resume and checkpoints.report_if_finished(folder, given):
         return
     task, code = evaluate.find_task(settings.task, settings.data), own.source(settings.method)
-    first = evaluate.missing_inputs(settings, task)
-    if args.dry_run and first:
+    if args.dry_run and (first := evaluate.missing_inputs(settings, task)):
         return report.say(report.preparations(first))
     prepared = evaluate.prepare_run(settings, task, offline=args.dry_run)
     settings = resolve(args, len(prepared.features))  # a recipe may depend on their number
@@ -384,7 +386,7 @@ def main() -> None:
     if args.dry_run:
         return report.say(report.estimate(settings, prepared.features, prepared.model, pruner,
                                           steps_to_time(settings, prepared, pruner)))
-    teacher = teacher and teacher_outputs(*teacher, settings, prepared.features)
+    teacher = teacher and teacher_outputs(*teacher, settings, prepared)
     with run:
         if code and parallel.is_main():
             write_atomically(run.folder / "method.py", code)
@@ -394,7 +396,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        run_main(main)
-    finally:
-        parallel.stop()
+    run_main(main)
+    parallel.stop()  # only then: after an error on one GPU it would wait for the others, for ever

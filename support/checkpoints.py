@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from support import files, origin, parallel, report, state
+from support import files, origin, own, parallel, report, state
 from support.files import RunError, UserError, read_json, reading, write_atomically
 from support.progress import Progress
 from support.report import say
@@ -38,6 +38,8 @@ LOG_EVERY = 10  # steps
 INCIDENTAL = ("output", "save_every", "eval_every", "date", "python")
 # these change its last digits at most, and nobody can always have the same
 SURROUNDINGS = ("machine", "threads", "torch", "numpy", "tokenizers", "git")
+# where they are left out, a run does without
+OPTIONAL = ("teacher", "freeze", "held_out", "max_train_rows", "max_eval_rows")
 DAMAGED = "damaged; --overwrite starts anew"
 
 
@@ -157,6 +159,7 @@ def report_if_finished(folder: Path, settings: dict) -> bool:
         result = report.result(read_json(path), folder)
     files.check_sums(folder)
     recorded = read_json(folder / RUN)
+    settings = settings | {"method_digest": own.digest(settings["method"])}
     left_open = {"steps": None, "precision": "auto"}  # the run itself chose their values
     asked = {name: value for name, value in settings.items()
              if name in recorded and (name, value) not in left_open.items()
@@ -358,7 +361,8 @@ class Run:
             self.loss = loss
             self.smooth_loss = (loss if self.smooth_loss is None
                                 else 0.98 * self.smooth_loss + 0.02 * loss)
-        if not math.isfinite(sum(S.detach().sum() for S in self.pruner.scores())):
+        scores = [m.S.detach() for m in self.pruner.matrices if m.S is not None]
+        if not math.isfinite(sum(S.sum() for S in scores)):
             raise RunError(f"scores have become infinite or NaN by step {t}; lower --score-lr")
 
     def show(self, t: int, rates: list[float], metrics: dict) -> None:

@@ -57,6 +57,8 @@ def try_out(m, name: str) -> None:
             raise UserError(f"--method {name}: {what} must be a tensor of shape {tuple(shape)} "
                             "without NaN and infinity when W is (4, 6)")
 
+    if not m.prunes:
+        return
     if m.penalised and (m.ranked or not m.learned):
         raise UserError(f"--method {name}: with penalised = True, it needs learned = True and "
                         "ranked = False")

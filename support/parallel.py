@@ -32,7 +32,9 @@ def choose_device(wanted: str) -> str:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
                  "cpu": True}
     if wanted == "auto":
-        return next(device for device, there in available.items() if there)
+        several_on_a_mac = {"mps"} if world() > 1 else {}
+        return next(device for device, there in available.items()
+                    if there and device not in several_on_a_mac)
     if not available[wanted]:
         raise UserError(f"--device {wanted}: this machine (or this build of torch) has none")
     return wanted
@@ -71,9 +73,14 @@ def start(device: str) -> str:
     try:
         if world() == 1 and is_main():
             return device
+        if device == "mps":
+            raise UserError("--device mps: several processes need --device cpu, or NVIDIA GPUs")
         if device == "cuda":
-            local = int(os.environ.get("LOCAL_RANK", rank()))
-            device = f"cuda:{local % torch.cuda.device_count()}"
+            local, count = int(os.environ.get("LOCAL_RANK", rank())), torch.cuda.device_count()
+            if local >= count:
+                raise UserError(f"process {local} of this machine has no GPU, there are {count}; "
+                                "lower --nproc-per-node")
+            device = f"cuda:{local}"
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     except (ValueError, RuntimeError) as error:  # a variable is missing, or no number

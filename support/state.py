@@ -43,13 +43,16 @@ def to_checkpoint(state: dict) -> bytes:
 
 
 def read_checkpoint(path: Path, problem: str) -> dict:
-    """Undo to_checkpoint; UserError for a file that is not whole as it was written."""
+    """Undo to_checkpoint; UserError for a file that is not whole as it was written.
+
+    Tensors are copied: as they come they are the file itself, which would stay open.
+    """
     tensors, header = files.read_tensors(path, problem)
     with files.reading(path, problem):
         if header["digest"] != fingerprint(tensors, header["plain"]):
             raise ValueError("its digest is another")
         return json.loads(header["plain"], object_hook=lambda node: (
-            tensors[node["tensor"]] if node.keys() == {"tensor"} else node))
+            tensors[node["tensor"]].clone() if node.keys() == {"tensor"} else node))
 
 
 def outline(state):

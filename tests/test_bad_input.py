@@ -125,7 +125,7 @@ FLAGS = {  # flags of train.py: what is said
     "--temperature 1e300": "at most 10000",
     "--steps 1": "1 steps cannot hold the schedule",
     "--task SST-2": "--task SST-2 is not known; did you mean sst2?",
-    "--hold 0.5 --cooldown 0.5": "leaves 0 for the ramp",
+    "--hold 0.5 --cooldown 0.5": "the ramp 0",
     "--cooldown 0.001": "cool-down 0.001 is 0",
     "--max-length 2": "--max-length 2",
     "--max-length 129": "has positions for 128 tokens",

@@ -91,6 +91,14 @@ def test_outputs_are_put_into_the_tasks_order():
     assert distill.reorder([logits], [])[0] is logits
 
 
+def test_classes_without_names_are_announced_and_the_hubs_names_known(tmp_path, capsys):
+    order(tmp_path, ["LABEL_0", "LABEL_1", "LABEL_2"])
+    assert "taken to be contradiction, entailment, neutral" in capsys.readouterr().out
+    write_json(tmp_path / "config.json", {
+        "model_type": "bert", "id2label": {"0": "POSITIVE", "1": "NEGATIVE"}})
+    assert distill.label_order(tmp_path, data.TASKS["sst2"]) == [1, 0]
+
+
 @pytest.mark.parametrize("labels, said", [
     (["no", "yes"], "has 2 labels, the task 3"),
     (["a", "entailment", "neutral"], "but no contradiction"),

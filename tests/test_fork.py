@@ -116,6 +116,12 @@ def test_the_examples_are_methods_and_go_on_to_the_same_bits(name, place, change
     assert new["pruning.safetensors"] == whole["pruning.safetensors"]
 
 
+def test_a_child_of_dense_prunes_nothing(place):
+    write_atomically("own.py", "import masking\n\nclass Plain(masking.Dense):\n    pass\n")
+    place.train("--method", "own.py:Plain", output="new").succeeded()
+    assert read_json("new/metrics.json")["density"] == 1
+
+
 # ------------------------------------------------------------------------------- an own task
 
 PAIRS = [("a good b", "a", "Not Sure"), ("a bad c", "b .", "yes"), ("c c", "good", "No")]
@@ -146,12 +152,31 @@ def test_own_classes(place):
     assert len(re.findall(r"^\d\t(No|Not Sure|yes)$", predicted, re.M)) == 2
 
 
-def test_an_own_score_of_any_range(place):
-    write_task("rated", "sentence\tscore", [("a good b", "7"), ("a bad c", "1")] * 30)
-    place.train("--task", "rated", output="new").succeeded()
-    assert set(read_json("new/metrics.json")["metrics"]) == {"pearson", "spearman"}
-    printed = place("evaluate.py", "new", "--text", "a good b").succeeded()
-    assert re.search(r"score +-?\d", printed)
+def test_own_scores_of_any_range_are_learned_alike(place):
+    """In other units the same model gives nearly the same scores; so does its student."""
+    said = {}
+    for unit, first in ((1, 0), (1000, 2000), (1e-5, 0)):
+        body = [("a good b", f"{first + 7 * unit:g}"), ("a bad c", f"{first + unit:g}")] * 30
+        write_task("rated", "sentence\tscore", body)
+        place.train("--task", "rated", "--method", "dense", "--overwrite",
+                    output="teacher").succeeded()
+        place.train("--task", "rated", "--teacher", "teacher", "--overwrite",
+                    output="new").succeeded()
+        assert read_json("new/metrics.json")["metrics"]["pearson"] > 90
+        write_atomically("x.tsv", "sentence\na good b\na bad c\n")
+        for run in ("teacher", "new"):
+            place("evaluate.py", run, "--predict", "x.tsv").succeeded()
+            lines = (place.folder / run / "predictions-x.tsv").read_text().split()[3::2]
+            said.setdefault(run, []).append([(float(x) - first) / unit for x in lines])
+    for of_run in said.values():
+        assert of_run[1] == pytest.approx(of_run[0], abs=0.05)
+        assert of_run[2] == pytest.approx(of_run[0], abs=0.05)
+    assert re.search(r"score +-?\d", place("evaluate.py", "new", "--text", "a b").succeeded())
+    place.train("--task", "rated", "--method", "dense", "--model", "teacher", "--lr", 1e-9,
+                output="again").succeeded()  # a head that is there stays as it is
+    place("evaluate.py", "again", "--predict", "x.tsv").succeeded()
+    again = (place.folder / "again" / "predictions-x.tsv").read_text().split()[3::2]
+    assert [float(x) / 1e-5 for x in again] == pytest.approx(said["teacher"][2], abs=1e-3)
 
 
 @pytest.mark.parametrize("header, body, dev, said", [

@@ -55,6 +55,20 @@ def test_two_processes_do_what_one_does(two, command, tmp_path):
                                    atol=1e-5, rtol=0)
 
 
+def test_devices_that_several_processes_cannot_use(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert parallel.choose_device("auto") == "mps"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert parallel.choose_device("auto") == "cpu"
+    with pytest.raises(UserError, match="several processes need --device cpu"):
+        parallel.start("mps")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(UserError, match=r"process 1 .* has no GPU, there are 1; lower --nproc"):
+        parallel.start("cuda")
+
+
 def child_of(pid):
     out = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
     return int(out.stdout.split()[-1])

@@ -97,6 +97,9 @@ def test_what_is_measured_on_the_way_has_no_noise(place):
     place.train("--method", "l0", output="unwatched").succeeded()
     for name in ("model.safetensors", "pruning.safetensors"):
         assert digests(place.folder / "new")[name] == digests(place.folder / "unwatched")[name]
+    seen = {line["step"]: line for line in lines}
+    for line in map(json.loads, open("unwatched/log.jsonl")):
+        assert line.items() <= seen[line["step"]].items()
 
 
 def test_two_steps_are_enough_without_pruning(place):
@@ -151,6 +154,7 @@ def test_resume_of_nothing_and_of_a_finished_run(place):
     before = digests(place.folder / "run")
     assert "finished already" in place.train("--resume", "--eval-every", 7).succeeded()
     check_refused(place.train("--resume", "--lr", 1), "lr was")
+    check_refused(place.train("--resume", "--freeze", "weights"), "freeze was None")
     assert digests(place.folder / "run") == before
 
 
