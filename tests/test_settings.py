@@ -64,6 +64,12 @@ def test_a_longer_run_goes_by_the_flags_that_are_given(given):
     assert schedule.t_i >= recipes.SHORTEST_HOLD or "hold" in given
 
 
+def test_the_papers_penalties_are_those_of_its_tasks_alone():
+    of_mnli, of_mine = (recipes.recipe_for(task, "soft_movement", small=False)
+                        for task in ("mnli", "mine"))
+    assert of_mnli.penalties and not of_mine.penalties and of_mine.lr == of_mnli.lr
+
+
 @pytest.mark.parametrize("lr, steps, hold, warned", [
     (2e-4, 6000, 0.2, ()), (5e-5, 2000, 0.2, ("0.24 %", "step 400")),
     (1e-4, 2000, 0.5, ("% of the weights a step", "rate is 0.0001")),
