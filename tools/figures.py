@@ -168,8 +168,10 @@ def with_rates(results: list[dict]) -> list[dict]:
     shown = [row for row in alone if row["keep"] in ("1", max(keeps, key=keeps.count, default="1"))]
     pruned = {tables.panel(row) for row in shown if row["method"] != "dense"}
     shown = [row for row in shown if tables.panel(row) in pruned]
-    tried = [len({row["lr"] for row in shown if row["method"] == method}) for method in STYLES]
-    return shown if sum(count >= 3 for count in tried) >= 2 else []
+    tried = {method: len({row["lr"] for row in shown if row["method"] == method})
+             for method in dict.fromkeys(row["method"] for row in shown)}
+    shown = [row for row in shown if tried[row["method"]] > 1]
+    return shown if sum(count >= 3 for count in tried.values()) >= 2 else []
 
 
 def figures_of(results: list[dict]) -> list[tuple[str, list[dict]]]:
