@@ -278,8 +278,8 @@ OTHER_MODELS = {  # model_type → why its weights do not fit this network
 
 
 def load(folder: str | Path, head: str, num_labels: int = 2) -> tuple[nn.Module, list[str]]:
-    """A model from a Hugging Face folder → model, names of the tensors that the folder lacks: only
-    parts of the head, which start afresh. Raises UserError for anything else."""
+    """A model from a Hugging Face folder → model, and the names of those of the head's tensors that
+    the folder lacks, which are initialised. UserError if any other is missing."""
     files.check_sums(Path(folder))
     config, _ = read_config(folder)
     weights = read_weights(folder)
@@ -304,7 +304,7 @@ def read_config(folder: str | Path) -> tuple[Config, dict]:
 
 def check_config(raw: dict, config: Config, path: Path) -> None:
     """Refuse other families of models, by name, and values that no BERT can have."""
-    architectures = raw.get("architectures") or ["Bert"]  # tells in folders without model_type
+    architectures = raw.get("architectures") or ["Bert"]  # where there is no model_type
     is_bert = isinstance(architectures, list) and str(architectures[0]).startswith("Bert")
     model_type = raw.get("model_type", "bert" if is_bert else architectures)
     if model_type != "bert":

@@ -71,7 +71,7 @@ def label_order(folder: Path, task: data.Task) -> list[int]:
     """For each of the task's classes, its place among the outputs of the model in `folder`.
 
     Classes are matched by name (id2label in config.json). [] means that outputs stay as they are:
-    for spans, regression and classes without names, of which a note tells. Raises UserError if the
+    for spans, regression and classes without names (a note is printed). Raises UserError if the
     classes differ.
     """
     if task.span:

@@ -64,9 +64,9 @@ def find_task(name: str, folder: str) -> data.Task:
     if "label" in header:
         position = header.index("label")
         labels = {fields[position] for fields in (line.split("\t") for line in lines)
-                  if len(fields) > position} - {""}  # what is wrong with a line, read_file says
+                  if len(fields) > position} - {""}  # read_file reports malformed lines
         if len(labels) < 2:
-            raise UserError(f"{path}: two labels are the least; it has "
+            raise UserError(f"{path}: needs two labels at least, but has "
                             + (", ".join(labels) or "none"))
     return data.own_task(name, ["sentence"] if "sentence" in header else data.PAIR, sorted(labels))
 
@@ -289,7 +289,7 @@ def make_parser() -> cli.Parser:
     p.add_argument("--max-eval-rows", type=cli.count, metavar="N",
                    help="draw N rows of each file (default: as run)")
     p.add_argument("--batch-size", type=cli.count, metavar="ROWS",
-                   help="twice as many rows are evaluated at a time (default: as run)")
+                   help="of training; twice as many are evaluated at a time (default: as run)")
     p.add_argument("--precision", choices=["auto", "fp32", "bf16"], metavar="KIND",
                    help="auto, fp32 or bf16 (default: as run)")
     p.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto",

@@ -125,7 +125,8 @@ def load_compact(path: str | Path) -> dict[str, torch.Tensor]:
 
 def entropy_bound(name: str, x: torch.Tensor, pruned: set[str], values: str) -> float:
     """Bytes: n·H(k/n) bits tell which k of n weights are left, and these have their full width."""
-    n, k = x.numel(), int(x.count_nonzero()) if name in pruned else x.numel()
+    n = x.numel()
+    k = int(x.count_nonzero()) if name in pruned else n
     v = k / n
     # H(v) = −v log2 v − (1 − v) log2 (1 − v)
     H = -sum(p * math.log2(p) for p in (v, 1 - v) if p > 0)
@@ -203,7 +204,8 @@ def write_folder(model, task, source: Path, target: Path) -> None:
 def make_parser() -> cli.Parser:
     p = cli.Parser(description=__doc__)
     p.add_argument("run", type=Path, metavar="RUN", help="a folder that train.py wrote")
-    p.add_argument("--values", choices=list(VALUES), default="float32", help=f"in {COMPACT}")
+    p.add_argument("--values", choices=list(VALUES), default="float32",
+                   help=f"number format of {COMPACT}")
     p.add_argument("--restore", type=Path, metavar="DIR", help="write that file's model to DIR")
     p.add_argument("--csv", type=Path, metavar="FILE", help="write sizes and metrics to FILE")
     return p

@@ -6,7 +6,8 @@ W' is `Matrix.weight`, the model's own tensor; its gradient dL/dW' is called dL_
 "The original code" is huggingface/transformers-research-projects, movement-pruning.
 
 How it works. The model computes with W' and nothing else: its own weight tensors hold W', and
-the Pruner keeps W, S and M beside it. One optimiser step is
+the Pruner keeps W, S and M beside it. The gradients of W and S follow from dL/dW' by the chain
+rule, so no layer is replaced, and no mask is in autograd's graph. One optimiser step is
 
     set_masks(t)        M from S (or from W), then W' = W ⊙ M    Eqs. (1), (4), (5)
     the model's forward and backward pass                        leaves dL/dW' in weight.grad
@@ -32,10 +33,8 @@ from support.ranks import TopK, top_of_groups
 
 @dataclass(frozen=True)
 class Schedule:
-    """Hold everything for t_i steps, ramp, and stay at the final value for the last t_f.
-
-    T, t_i and t_f are numbers of optimiser steps.
-    """
+    """When v (ranked methods) or τ (soft movement) moves: from step t_i to step T − t_f of T.
+    L0 has neither; only the search for its λ goes by these steps."""
 
     T: int
     t_i: int
@@ -63,7 +62,7 @@ class Schedule:
 
 
 def top_v_by_sorting(scores: list[Tensor], v: float) -> list[Tensor]:
-    """Eq. (1) as anyone would write it; of equal scores, those that the sort puts first."""
+    """Eq. (1) as anyone would write it; ties go in the sort's order."""
     flat = torch.cat([S.flatten() for S in scores])  # (n)
     k = round(v * len(flat))
     # Eq. (1): Top_v(S)_ij = 1 if S_ij is among the v·n highest, else 0
@@ -102,11 +101,11 @@ class Method:
     kept_above = 0.0  # at the end, a weight stays where S exceeds this (methods with a penalty)
 
     def first_scores(self, W: Tensor, generator: torch.Generator) -> Tensor | None:
-        """Initial S, shaped like W, or (k, *W.shape) for k numbers a weight; None: no scores."""
+        """Initial S, shaped like W, or (k, *W.shape) to store k numbers per weight, or None."""
         return torch.full_like(W, self.initial_score) if self.learned else None
 
     def scores(self, W: Tensor, S: Tensor) -> Tensor:
-        """What Eq. (1) ranks."""
+        """The values that Eq. (1) ranks."""
         return S
 
     def mask(self, S: Tensor, tau: float, draw) -> tuple[Tensor, Tensor | None]:
@@ -165,10 +164,10 @@ class SoftMovement(Movement):
     ranked, penalised = False, True
     tau_f = 0.1
     floor = 0.005
-    kept_above = property(lambda self: math.log(self.tau_f / (1 - self.tau_f)))  # its σ is τ_f
+    kept_above = property(lambda self: math.log(self.tau_f / (1 - self.tau_f)))  # σ of it is τ_f
 
     def mask(self, S, tau, draw):
-        return torch.sigmoid(S) > tau, None
+        return torch.sigmoid(S) > tau, None  # τ is 0 up to t_i, and σ(S) > 0: all weights stay
 
     def penalty(self, S):
         # R(S) = σ(S), averaged
@@ -196,7 +195,7 @@ class L0(Method):
         Z = (r - l) * S_bar + l
         M = Z.clamp(0, 1)
         # dM/dS = f(S) = (r − l)/b · S̄ (1 − S̄) · 1{0 ≤ Z ≤ 1}
-        dM_dS = (r - l) / b * S_bar * (1 - S_bar) * (Z == M)
+        dM_dS = (r - l) / b * S_bar * (1 - S_bar) * ((Z >= 0) & (Z <= 1))
         return M, dM_dS
 
     def score_gradient(self, W, dL_dW_prime, S, dM_dS):
@@ -229,11 +228,11 @@ def find_method(name: str) -> type[Method]:
 
 @dataclass
 class Matrix:
-    """One pruned matrix; tensors have its shape, or S more. `weight` is the model's own tensor."""
+    """One pruned matrix. All tensors have its shape; S may have one dimension more, in front."""
 
     name: str
-    weight: nn.Parameter  # holds W' = W ⊙ M
-    W: nn.Parameter
+    weight: nn.Parameter  # the model's own tensor, which holds W' = W ⊙ M
+    W: nn.Parameter  # what is trained; for Dense, the same tensor
     S: nn.Parameter | None = None
     M: Tensor | None = None
     dM_dS: Tensor | None = None  # None: 1, the straight-through estimator
@@ -309,7 +308,7 @@ class Pruner:
             m.weight.data = masked(m.W, m.M).to(dtype or m.W.dtype)
 
     def keep_floor(self) -> None:
-        """A matrix with less than the method's floor left keeps its highest scores instead."""
+        """A matrix that falls below the method's floor keeps its highest scores up to it."""
         if self.method.floor:
             counts = torch.stack([torch.count_nonzero(m.M) for m in self.matrices]).tolist()
             for m, count in zip(self.matrices, counts):
@@ -324,7 +323,8 @@ class Pruner:
         for m in self.matrices:
             if m.weight.grad is None:
                 raise RunError(f"{m.name}: the loss does not depend on it; leave it out")
-            dL_dW_prime, m.weight.grad = m.weight.grad.to(m.W.dtype), None
+            dL_dW_prime = m.weight.grad.to(m.W.dtype)
+            m.weight.grad = None  # the optimiser has W, not W', so its zero_grad() would miss this
             dL_dS = self.method.score_gradient(m.W, dL_dW_prime, m.S, m.dM_dS)
             if self.method.learned:
                 m.S.grad = dL_dS
@@ -344,7 +344,7 @@ class Pruner:
             (self.penalty * R).backward()  # added to S.grad
 
     def next_penalty(self, t: int) -> float:
-        """λ at step t; a search goes on by one step."""
+        """λ at step t; advances the search by one step."""
         if self.search is not None:
             norm = nn.utils.get_total_norm([m.S.grad for m in self.matrices])
             task_rms = float(norm) / math.sqrt(sum(m.S.numel() for m in self.matrices))

@@ -60,21 +60,21 @@ class Settings:
 
     data: str = flag("sample", "sample (generated, default), download, or a folder with MNLI/, "
                      "SQuAD/, …", "data and model", metavar="DIR")
-    model: str = flag("small", "small (default), small:2x64, untrained, a folder, or "
+    model: str = flag("small", "small (default), small:LAYERSxWIDTH, untrained, a folder, or "
                       "bert-base-uncased, …", metavar="DIR")
     max_train_rows: int | None = flag(None, "draw N training rows (default all)", **COUNT)
     max_eval_rows: int | None = flag(None, "draw N rows of each evaluation file (default all)",
                                      **COUNT)
-    held_out: float | None = flag(None, "leave out this share of the training rows, and measure on "
-                                  "it too", type=cli.number(0, 0.9), metavar="SHARE")
+    held_out: float | None = flag(None, "hold out this share of the training rows, and evaluate "
+                                  "on it too", type=cli.number(0, 0.9), metavar="SHARE")
     max_length: int | None = flag(None, "longest input (default: the recipe)", **TOKENS)
     doc_stride: int | None = flag(None, "squad: tokens from window to window (default: the recipe)",
                                   **TOKENS)
     teacher: str | None = flag(None, "learn from this fine-tuned model too (a run's folder)",
                                metavar="RUN")
     alpha: float = flag(0.9, "the teacher's share of the loss", **SHARE)
-    temperature: float = flag(2.0, "softens teacher and student", type=cli.number(0, 1e4),
-                              metavar="T")
+    temperature: float = flag(2.0, "divides the logits of teacher and student",
+                              type=cli.number(0, 1e4), metavar="T")
 
     epochs: float | None = flag(None, "passes over the training rows",
                                 "training (defaults: the recipe of task and model)",
@@ -86,15 +86,15 @@ class Settings:
     lr: float | None = flag(None, "peak learning rate of the weights", **RATE)
     score_lr: float | None = flag(None, "peak learning rate of the scores", **RATE)
     warmup: float | None = flag(None, "share of the steps in which rates rise", **SHARE)
-    hold: float | None = flag(None, "share of the steps before pruning starts", **SHARE)
-    cooldown: float | None = flag(None, "share of the steps at the final density", **SHARE)
+    hold: float | None = flag(None, "share of the steps before pruning (l0: λ) begins", **SHARE)
+    cooldown: float | None = flag(None, "share of the steps at the final density (or τ)", **SHARE)
     freeze: str | None = flag(None, "the matrices stay as pretrained; scores, biases, LayerNorms "
                               "and head learn", choices=["weights"], metavar="weights")
-    train_embeddings: bool = flag(False, "they are frozen otherwise, as in the paper")
-    seed: int = flag(0, "of new weights, masks, dropout and row order",
+    train_embeddings: bool = flag(False, "train these too (the paper freezes them)")
+    seed: int = flag(0, "for new weights, masks, dropout and row order",
                      type=cli.seed, metavar="N")
 
-    precision: str = flag("auto", "of matrix products: fp32, bf16, or auto, bf16 where it is fast",
+    precision: str = flag("auto", "matrix products in fp32, bf16, or auto: bf16 where fast",
                           "machine and output", **PRECISIONS)
     device: str = flag("auto", "cpu, cuda, mps, or auto, the fastest there is", **DEVICES)
     compile: bool = flag(False, "torch.compile the model (needs a compiler)")
@@ -124,13 +124,13 @@ def make_parser() -> cli.Parser:
 
 
 def resolve(args: Namespace, inputs: int | None = None) -> Settings:
-    """Flags over recipe. `inputs`: how many there are to train on, when that is known."""
+    """Flags override the recipe. `inputs`: number of training inputs, once that is known."""
     small, method = pretrain.is_small(args.model), masking.find_method(args.method)
     task, own_task = evaluate.find_task(args.task, args.data), args.task not in data.TASKS
-    alike = ("sst2", "mnli")[len(task.columns) - 1]  # by the number of texts
+    alike = "sst2" if len(task.columns) == 1 else "mnli"  # the built-in task most like an own one
     recipe = recipes.recipe_for(alike if own_task and small else args.task, args.method, small)
     values = {f.name: getattr(args, f.name) for f in fields(Settings)}
-    if inputs and not small and args.method != "dense" and args.epochs is args.steps is None:
+    if inputs and not small and args.method != "dense" and not (args.epochs or args.steps):
         given = {f.name: values[f.name] for f in fields(recipe) if values.get(f.name) is not None}
         recipe = recipes.for_few_rows(recipe, given, inputs, args.keep)
     values |= {name: value for name, value in asdict(recipe).items()
@@ -327,7 +327,7 @@ def finish(settings: Settings, prepared: evaluate.Prepared, pruner, run: checkpo
 
 def carry_out(settings: Settings, prepared: evaluate.Prepared, pruner, run: checkpoints.Run,
               teacher) -> dict:
-    """The steps that are left, and their result, as the main process's metrics.json has it."""
+    """Run the remaining steps → the contents of metrics.json, on the main process."""
     model, watched = prepared.model, evaluate.watched_rows(settings, prepared)
     optimizer, scheduler = make_optimizer(model, pruner, settings)
     start = state.fingerprint({bert.to_hf_name(m.name): m.W for m in pruner.matrices})

@@ -231,8 +231,10 @@ def from_results(folder: Path, output: Path) -> None:
 def main() -> None:
     p = cli.Parser(prog="python -m tools.figures", description=__doc__)
     p.add_argument("--run", nargs="+", type=Path, metavar="RUN", help="folders of train.py's runs")
-    p.add_argument("--results", type=Path, default=HERE / "results", metavar="DIR")
-    p.add_argument("--output", type=Path, default=HERE / "figures", metavar="DIR")
+    p.add_argument("--results", type=Path, default=HERE / "results", metavar="DIR",
+                   help="folder of CSV files (default: results/)")
+    p.add_argument("--output", type=Path, default=HERE / "figures", metavar="DIR",
+                   help="where to write pictures (default: figures/)")
     args = p.parse_args()
     drawing.start()
     if args.run:

@@ -155,7 +155,7 @@ def draw_search(path: Path) -> None:
     axes[0].fill_between(range(len(seen)), *zip(*(row["scores"] for row in seen)), color=GREY,
                          alpha=0.5, label="nine tenths of all scores")
     for axis, goal in ((axes[0], search.method.kept_above), (axes[2], search.v)):
-        axis.axhline(goal, color="black", linestyle="--", linewidth=1, label="where to")
+        axis.axhline(goal, color="black", linestyle="--", linewidth=1, label="target")
     axes[0].legend(fontsize=9)
     save(figure, path / "guide-search.png")
 

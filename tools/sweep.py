@@ -11,10 +11,14 @@ with what was interrupted. A row's `key` is a digest of all settings that decide
 a row to run it again with newer code. Of a path that begins with /, ~ or .. only the last name
 counts, so that rows from different machines can be compared.
 
-A file of --cells holds many sweeps, one below the other. A line of flags begins a group; indented
-lines below it are its sweeps, each with these flags, its own, and those of the command. The runs
-of a group are under way together, and a group begins once the one above it is finished, whose runs
-it may name as --teacher DIR/NAME (with --keep-runs DIR).
+A file of --cells holds many sweeps, here two, which share the first line's flags and the command's:
+
+    --task sst2 --epochs 3
+        --methods magnitude --lr 1e-4,2e-4
+        --methods movement --lr 1e-4 --seeds 0,1,2
+
+Such a group's runs are under way together. The next group begins once they are finished, and may
+name one of them as --teacher DIR/NAME (with --keep-runs DIR).
 """
 
 import argparse
