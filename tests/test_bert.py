@@ -35,6 +35,16 @@ def write_folder(path, weights, **config):
     return path
 
 
+def test_dropout_is_where_bert_has_it(monkeypatch):
+    seen = []
+    monkeypatch.setattr(bert, "dropout", lambda x, p, training: seen.append(p) or x)
+    model = bert.create(bert.Config(50, 8, 2, 2, 16, 32, hidden_dropout_prob=0.1,
+                                    attention_probs_dropout_prob=0.2), "classification").train()
+    ids = torch.ones(2, 5, dtype=torch.long)
+    model(ids, None, ids * 0)
+    assert seen == [0.1] + 2 * [0.2, 0.1, 0.1] and model.dropout.p == 0.1
+
+
 def check_loaded(folder, head, model):
     """A folder holds just this model, bit for bit."""
     loaded, fresh = bert.load(folder, head, NUM_LABELS[head])

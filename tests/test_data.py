@@ -218,3 +218,11 @@ def test_padding_on_real_rows(real_model, real_data):
     rows = data.draw(data.read(data.TASKS["sst2"], real_data, "train"), 20_000)
     f = data.encode_texts(rows, load_tokenizer(real_model), 128)
     assert padding(f, data.batches(f, 32, seed=0, epoch=0)) < 0.05
+
+
+def test_rows_are_tokenised_in_chunks(tokenizer, monkeypatch):
+    rows = rows_of("a|b", "c", "d d", "a b c", "b")
+    whole = data.encode_texts(rows, tokenizer, 9)
+    monkeypatch.setattr(data, "CHUNK", 2)
+    parts = data.encode_texts(rows, tokenizer, 9)
+    assert np.array_equal(whole.ids, parts.ids) and np.array_equal(whole.starts, parts.starts)

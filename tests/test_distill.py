@@ -91,12 +91,20 @@ def test_outputs_are_put_into_the_tasks_order():
     assert distill.reorder([logits], [])[0] is logits
 
 
-def test_classes_without_names_are_announced_and_the_hubs_names_known(tmp_path, capsys):
+def test_classes_without_names_are_announced(tmp_path, capsys):
     order(tmp_path, ["LABEL_0", "LABEL_1", "LABEL_2"])
     assert "taken to be contradiction, entailment, neutral" in capsys.readouterr().out
-    write_json(tmp_path / "config.json", {
-        "model_type": "bert", "id2label": {"0": "POSITIVE", "1": "NEGATIVE"}})
-    assert distill.label_order(tmp_path, data.TASKS["sst2"]) == [1, 0]
+
+
+@pytest.mark.parametrize("task, labels", [
+    ("sst2", ["NEGATIVE", "POSITIVE"]), ("mrpc", ["not_equivalent", "equivalent"]),
+    ("qqp", ["not_duplicate", "duplicate"]), ("cola", ["unacceptable", "acceptable"]),
+    ("wnli", ["not_entailment", "entailment"])])
+def test_the_hubs_names_of_classes(tmp_path, task, labels):
+    for names, order in ((labels, [0, 1]), (labels[::-1], [1, 0])):
+        write_json(tmp_path / "config.json", {
+            "model_type": "bert", "id2label": dict(enumerate(names))})
+        assert distill.label_order(tmp_path, data.TASKS[task]) == order
 
 
 @pytest.mark.parametrize("labels, said", [

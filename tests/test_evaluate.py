@@ -1,16 +1,22 @@
 """evaluate.py: the same digits as train.py printed, from a run and from other programs' folders."""
 
+import os
 import re
 import shutil
 from argparse import Namespace
+from dataclasses import replace
 
+import numpy as np
 import pytest
-from tiny import check_refused
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import CONFIG, check_refused, features_of, tsv
 
+import bert
 import data
 import evaluate
 import export
-from support.files import read_json, write_json
+from support.files import read_json, write_atomically, write_json
 from tools import rows
 
 
@@ -21,6 +27,42 @@ def test_same_metrics_as_training_said(sample_run, command):
     assert read_json(folder / "evaluation.json")["metrics"] == metrics
     assert re.search(r"accuracy_matched +\d", printed)
     assert "generated sample" in printed and "40 matched + 40 mismatched" in printed
+
+
+def test_nothing_is_dropped_in_predicting():
+    model = bert.create(replace(CONFIG, hidden_dropout_prob=0.5), "classification", 2).train()
+    settings = Namespace(batch_size=2, device="cpu", precision="fp32")
+    first, again = (evaluate.predict(model, features_of([3, 5]), settings) for _ in range(2))
+    assert np.array_equal(first, again)
+
+
+def test_the_order_of_a_models_classes_decides_nothing(place):
+    shutil.copytree("run", "turned")
+    os.remove("turned/SHA256SUMS")
+    save_file({name: x.flip(0) if name.startswith("classifier") else x
+               for name, x in load_file("run/model.safetensors").items()},
+              "turned/model.safetensors")
+    config = read_json("run/config.json")
+    write_json("turned/config.json", config | {"id2label": {"0": "1", "1": "0"}})
+    for run in ("run", "turned"):
+        place("evaluate.py", run).succeeded()
+        assert read_json(f"{run}/evaluation.json")["metrics"]["accuracy"] > 90
+        said = place("evaluate.py", run, "--text", "a good b .").succeeded()
+        assert re.search(r"^ +1 +(1|0\.[6-9])", said, re.M), said
+        place.train("--teacher", run, output=f"{run}-student").succeeded()
+    torch.testing.assert_close(*(load_file(f"{run}-student/model.safetensors")
+                                 for run in ("run", "turned")))
+
+
+def test_rows_held_out_are_not_trained_on(tmp_path):
+    body = tsv(("sentence", "label"), *[(f"text {i}", str(i % 2)) for i in range(50)])
+    for name in ("train.tsv", "dev.tsv"):
+        write_atomically(tmp_path / "SST-2" / name, body)
+    settings = Namespace(data=str(tmp_path), held_out=0.3, max_train_rows=None,
+                         max_eval_rows=None)
+    rows, splits = evaluate.load_rows(settings, data.TASKS["sst2"])
+    out = set(splits["_held_out"].texts)
+    assert len(out) == 15 and len(out | set(rows.texts)) == 50 and not out & set(rows.texts)
 
 
 def test_a_share_held_out_stays_with_the_runs_own_data(place):

@@ -179,6 +179,11 @@ def test_own_scores_of_any_range_are_learned_alike(place):
     assert [float(x) / 1e-5 for x in again] == pytest.approx(said["teacher"][2], abs=1e-3)
 
 
+def test_scores_that_are_all_alike(place):
+    write_task("flat", "sentence\tscore", [("a b", "3"), ("b", "3")] * 20)
+    place.train("--task", "flat", "--method", "dense", output="new").succeeded()
+
+
 @pytest.mark.parametrize("header, body, dev, said", [
     ("sentence1\tsentence2\tlabel", PAIRS, [("a", "b", "maybe")],
      "dev.tsv:2: label 'maybe' is none of No, Not Sure, yes"),

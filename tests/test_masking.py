@@ -413,3 +413,17 @@ def test_a_matrix_that_the_loss_never_reaches_is_named():
     _, pruner = attach(torch.ones(2, 2), Movement())
     with pytest.raises(RunError, match="W: the loss does not depend on it"):
         pruner.set_gradients(0)
+
+
+def test_matrices_alike_in_shape_draw_numbers_of_their_own():
+    draw = uniform_noise(3, 7, torch.device("cpu"))
+    assert not torch.equal(draw((4, 4)), draw((4, 4)))
+    weights = {name: nn.Parameter(torch.ones(20, 20)) for name in "ab"}
+    a, b = Pruner(weights, Random(), 0.5, NOW).matrices
+    assert not torch.equal(a.S, b.S)
+
+
+def test_nine_in_ten_gates_are_open_at_first():
+    S = L0().first_scores(torch.zeros(1, 1), None)
+    assert torch.sigmoid(S).item() == pytest.approx(0.9, abs=1e-4)
+    assert SoftMovement().first_scores(S, None).item() == 0

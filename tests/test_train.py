@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import re
 import signal
@@ -13,15 +14,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import SQUAD, check_refused, check_same_bits, digests, features_of
+from tiny import CONFIG, SQUAD, check_refused, check_same_bits, digests, features_of
 
 import bert
 import data
+import distill
 import evaluate
 import masking
 import train
 from support import report
-from support.files import read_json
+from support.files import read_json, write_json
 
 
 def metrics_of(folder):
@@ -88,7 +90,7 @@ def test_every_method_runs(method, place):
         assert "WARNING: density" in printed
 
 
-def test_what_is_measured_on_the_way_has_no_noise(place):
+def test_what_is_measured_on_the_way_changes_nothing(place):
     place.train("--method", "l0", "--eval-every", 20, output="new").succeeded()
     lines = [json.loads(line) for line in open("new/log.jsonl")]
     measured = [line["accuracy"] for line in lines if "accuracy" in line]
@@ -126,7 +128,47 @@ def test_squad_and_a_teacher(place):
     assert set(metrics_of(place.folder / "student")["metrics"]) == {"exact_match", "f1"}
 
 
+def test_a_finished_run_has_gates_without_noise(place):
+    place.train("--method", "l0", output="new").succeeded()
+    parts, bar = load_file("new/pruning.safetensors"), masking.L0().kept_above
+    for name in [name for name in parts if name.endswith(".scores")]:
+        scores, mask = parts[name], parts[name.replace(".scores", ".mask")]
+        bits = np.unpackbits(mask.numpy())[: scores.numel()]
+        assert np.array_equal(bits, (scores > bar).flatten().numpy())
+
+
+def test_zeros_have_no_sign_and_the_authors_density_counts_what_they_count(sample_run):
+    folder, _ = sample_run
+    layers = [x for name, x in load_file(folder / "model.safetensors").items() if ".layer." in name]
+    assert not any(x[x == 0].signbit().any() for x in layers)
+    kept = sum(int(x.count_nonzero()) if x.dim() == 2 else x.numel() for x in layers)
+    assert metrics_of(folder)["encoder_density"] == pytest.approx(
+        kept / sum(x.numel() for x in layers))
+
+
+def test_embeddings_stay_as_pretrained_unless_asked(place):
+    place.train("--train-embeddings", output="new").succeeded()
+    name = "bert.embeddings.word_embeddings.weight"
+    before, frozen, trained = (load_file(f"{folder}/model.safetensors")[name]
+                               for folder in ("model", "run", "new"))
+    assert torch.equal(before, frozen) and not torch.equal(before, trained)
+
+
 # -- interruptions
+
+
+def test_dropout_goes_on_after_measuring_and_after_a_resume(place, change_loss):
+    write_json("model/config.json",
+               read_json("model/config.json") | {"hidden_dropout_prob": 0.3})
+    place.train(output="whole").succeeded()
+    place.train("--eval-every", 7, output="watched").succeeded()
+    whole, watched = (digests(place.folder / name) for name in ("whole", "watched"))
+    assert whole["model.safetensors"] == watched["model.safetensors"]
+    change_loss(25, lambda loss: loss * torch.nan)
+    place.train(output="new")
+    change_loss(99, float)
+    place.train("--resume", output="new").succeeded()
+    check_same_bits(place.folder / "whole", place.folder / "new")
 
 
 @pytest.mark.parametrize("method", ["movement", "l0", "soft_movement"])
@@ -159,6 +201,38 @@ def test_resume_of_nothing_and_of_a_finished_run(place):
 
 
 # -- pieces
+
+
+def test_the_loss_of_spans_by_hand():
+    logits = torch.zeros(1, 4, 2)
+    logits[0, 3] = 9.0  # padding
+    labels, mask = torch.tensor([[0, 2]]), torch.tensor([[1, 1, 1, 0]])
+    assert train.task_loss(logits, labels, mask).item() == pytest.approx(math.log(3))
+
+
+def test_a_batchs_loss_goes_by_alpha_and_temperature(monkeypatch):
+    student, teacher = torch.randn(2, 3), np.array([[3, 0, 1], [0, 2, 0]], np.float32)
+    monkeypatch.setattr(evaluate, "forward", lambda *_: student)
+    settings = Namespace(device="cpu", precision="fp32", alpha=0.75, temperature=3.0)
+    L = train.batch_loss(None, features_of([4, 4]), np.array([1, 0]), settings, list(teacher))
+    kl = distill.scaled_kl_divergence(student, torch.tensor(teacher[[1, 0]]), 3.0)
+    hard = -student.log_softmax(1)[:, 0].mean()  # all labels are 0
+    torch.testing.assert_close(L, 0.75 * kl + 0.25 * hard)
+
+
+def test_gradients_are_clipped_to_a_norm_of_one():
+    torch.manual_seed(0)
+    model, features = bert.create(CONFIG, "classification", 2), features_of([3] * 4)
+    model.classifier.weight.data *= 1000
+    features.labels[::2] = 1  # half of them are wrong
+    pruner = masking.Pruner({}, masking.Dense(), 1.0, masking.Schedule(1, 0, 0))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1.0)
+    before = torch.nn.utils.parameters_to_vector(model.parameters()).clone()
+    settings = train.Settings(steps=1, batch_size=4, precision="fp32", device="cpu")
+    [(_, _, norm, _)] = train.train(model, pruner, optimizer, scheduler, features, settings)
+    moved = torch.nn.utils.parameters_to_vector(model.parameters()) - before
+    assert norm > 2 and moved.norm().item() == pytest.approx(1, abs=1e-2)
 
 
 def test_twenty_steps_with_recipe_defaults_are_never_refused():
