@@ -107,8 +107,8 @@ def swap(trials: int = 500) -> Verdict:
         steps = [step for step in (one_step(method, seed) for seed in range(trials)) if step[0]]
         rose[name] = sum(first > 0 for _, first, _ in steps)
         really = sum(change > 0 for _, _, change in steps)
-        lines.append(f"{name:10}  {len(steps)} steps changed the mask: the loss rose to first "
-                     f"order in {rose[name]} of them, and really in {really}")
+        lines.append(f"{name}: of {len(steps)} steps that changed the mask, {rose[name]} raised "
+                     f"the loss to first order, and {really} really did")
     absolute = rose.pop("Top_v(|S|)")
     return Verdict(lines, not any(rose.values()) and absolute > 0)
 
@@ -121,8 +121,9 @@ def close(dense: Anatomy) -> Verdict:
 
     Holds if fine-tuning moves weights by less than a tenth of their standard deviation on average.
     """
-    found = anatomy.table(dense)
-    return Verdict(anatomy.text(dense, found).splitlines(), found[-1]["moved_kept"] < 0.1)
+    moved = anatomy.table(dense)[-1]["moved_kept"]
+    return Verdict([f"{dense.label}: weights moved by {moved:.2f} standard deviations of their "
+                    "matrix on average"], moved < 0.1)
 
 
 def foreseen(a: Anatomy) -> tuple[int, int]:
