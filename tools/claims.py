@@ -19,6 +19,7 @@ shorter than the paper's. The runs stay in --output: the same command again trai
 --keep-runs need not be made again either.
 """
 
+import itertools
 import sys
 import tempfile
 import time
@@ -290,9 +291,9 @@ def keep_verdict(path: Path, name: str, verdict: Verdict, runs: list[Anatomy], w
            "command": "python -m tools.claims " + " ".join(map(rows.place, words)),
            "git": made["git"], "date": made["date"]}
     with locked(path.with_name(f"{path.name}.lock")):
-        others = [other for other in rows.read(path)
-                  if (other["claim"], other["where"]) != (row["claim"], row["where"])]
-        rows.write(path, [*others, row], dict.fromkeys([*row, *others[0]] if others else row))
+        kept = {(other["claim"], other["where"]): other for other in rows.read(path)}
+        kept[row["claim"], row["where"]] = row
+        rows.write(path, [*kept.values()], dict.fromkeys(itertools.chain(row, *kept.values())))
 
 
 def main() -> None:
