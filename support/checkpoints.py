@@ -38,7 +38,7 @@ LOG_EVERY = 10  # steps
 INCIDENTAL = ("output", "save_every", "eval_every", "date", "python")
 # these change its last digits at most, and nobody can always have the same
 SURROUNDINGS = ("machine", "threads", "torch", "numpy", "tokenizers", "git")
-# where they are left out, a run does without
+# flags that mean none where they are left out, and not the recipe's value
 OPTIONAL = ("teacher", "freeze", "held_out", "max_train_rows", "max_eval_rows")
 DAMAGED = "damaged; --overwrite starts anew"
 

@@ -32,9 +32,8 @@ def choose_device(wanted: str) -> str:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
                  "cpu": True}
     if wanted == "auto":
-        several_on_a_mac = {"mps"} if world() > 1 else {}
-        return next(device for device, there in available.items()
-                    if there and device not in several_on_a_mac)
+        available["mps"] &= world() == 1  # gloo cannot average its tensors
+        return next(device for device, there in available.items() if there)
     if not available[wanted]:
         raise UserError(f"--device {wanted}: this machine (or this build of torch) has none")
     return wanted

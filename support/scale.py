@@ -6,6 +6,7 @@ reach scores around 2,000, nor tell scores apart that differ in their fifth deci
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -37,8 +38,9 @@ class Scale:
 
 def standardise(features, model: nn.Module, fresh: bool) -> Scale:
     """Replace the features' labels by standard scores → their scale. `fresh`: is the head new?"""
-    scale = Scale(float(features.labels.mean()), float(features.labels.std()) or 1.0)
-    features.labels = scale.standard(features.labels)
+    scores = features.labels.astype(np.float64)
+    scale = Scale(float(scores.mean()), float(scores.std()) or 1.0)
+    features.labels = scale.standard(scores).astype(np.float32)
     if not fresh:
         scale.apply(model)
     return scale
