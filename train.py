@@ -60,7 +60,7 @@ class Settings:
 
     data: str = flag("sample", "sample (generated, default), download, or a folder with MNLI/, "
                      "SQuAD/, …", "data and model", metavar="DIR")
-    model: str = flag("small", "small (default), small:LAYERSxWIDTH, untrained, a folder, or "
+    model: str = flag("small", "small (default), small:LxH, untrained, a folder, or "
                       "bert-base-uncased, …", metavar="DIR")
     max_train_rows: int | None = flag(None, "draw N training rows (default all)", **COUNT)
     max_eval_rows: int | None = flag(None, "draw N rows of each evaluation file (default all)",

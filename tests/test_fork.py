@@ -187,7 +187,7 @@ def test_scores_that_are_all_alike(place):
 @pytest.mark.parametrize("header, body, dev, said", [
     ("sentence1\tsentence2\tlabel", PAIRS, [("a", "b", "maybe")],
      "dev.tsv:2: label 'maybe' is none of No, Not Sure, yes"),
-    ("sentence1\tsentence2\tlabel", PAIRS[:1], PAIRS, "it has Not Sure"),
+    ("sentence1\tsentence2\tlabel", PAIRS[:1], PAIRS, "but has Not Sure"),
     ("text\tlabel", [("a", "b"), ("a", "c")], [("a", "b")], "no column 'sentence1'"),
     ("label\tsentence", [("x", "a"), ("y", "a\tb")], [("x", "a")],
      "train.tsv:3: 3 fields where 2 are expected"),

@@ -167,8 +167,8 @@ def test_settings_of_a_run(place):
 
 def test_results_of_a_run(place, monkeypatch):
     monkeypatch.setattr(checkpoints, "say", str)  # run_main makes a terminal take any text
-    attack(Path("run/metrics.json"), lambda: checkpoints.report_if_finished(Path("run"), {}),
-           checksums=True)
+    attack(Path("run/metrics.json"), lambda: checkpoints.report_if_finished(
+        Path("run"), {"method": "movement"}), checksums=True)
 
 
 def test_compact_files(place):
