@@ -359,7 +359,7 @@ def write_predictions(args, model, task, tokenizer, settings, order) -> None:
         write_json(out, squad.decode(rows, features, logits)[0])
     else:
         stacked = np.stack(logits)  # (rows, C)
-        low, high = task.range or (None, None)
+        low, high = task.range or (-np.inf, np.inf)
         values = ([task.labels[c] for c in stacked.argmax(1)] if task.labels
                   else [f"{value:.6g}" for value in stacked[:, 0].clip(low, high)])
         lines = ["index\tprediction", *(f"{i}\t{value}" for i, value in enumerate(values))]

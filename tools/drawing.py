@@ -49,10 +49,10 @@ def panels(count: int, shared: bool = False):
     return figure, list(axes.flat[:count])
 
 
-def save(figure, path: Path) -> None:
+def save(figure, path: Path, dpi: int = 160) -> None:
     """Write PATH.png; the same picture gives the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(f"{path}.png", dpi=160)  # not with_suffix: a name may have dots
+    figure.savefig(f"{path}.png", dpi=dpi)  # not with_suffix: a name may have dots
     plt.close(figure)
     print(f"drew {path}.png")
 

@@ -26,19 +26,12 @@ from support import cli
 from support.files import UserError, read_json, run_main
 from support.penalty import PenaltySearch
 from tools import drawing
-from tools.drawing import GREY, plt, style_of
+from tools.drawing import GREY, plt, save, style_of
 
 HERE = Path(__file__).parent.parent
 W = torch.tensor([[1.0, -1.0], [0.5, 0.2]])
 S = torch.tensor([[0.3, -0.1], [0.15, 0.2]])
 X, Y = torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.4])
-
-
-def save(figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    print(f"drew {path}")
 
 
 def over_steps(axis, schedule: masking.Schedule, curve: list[float], title: str):
@@ -89,7 +82,7 @@ def draw_step(path: Path) -> None:
             axis.set(xticks=[], yticks=[], title=name if t == 0 else "")
             axis.spines[:].set_visible(True)
         axes[t, 0].set_ylabel(f"step {t}\nL = {state['L']:.2f}")
-    save(figure, path / "guide-step.png")
+    save(figure, path / "guide-step", dpi=130)
 
 
 # ----------------------------------------------------------------------- schedule, gate, search
@@ -104,7 +97,7 @@ def draw_schedule(path: Path) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(11, 2.9))
     for axis, (title, curve) in zip(axes, curves.items()):
         over_steps(axis, schedule, curve, title)
-    save(figure, path / "guide-schedule.png")
+    save(figure, path / "guide-schedule", dpi=130)
 
 
 def draw_gate(path: Path) -> None:
@@ -123,7 +116,7 @@ def draw_gate(path: Path) -> None:
         axis.set(title=f"S = {score:g}: open in {chance:.0f} %".replace("-", "−"),
                  xlabel="mask M", ylim=(0, 2.9), yticks=[])
     axes[0].set_ylabel("density")
-    save(figure, path / "guide-gate.png")
+    save(figure, path / "guide-gate", dpi=130)
 
 
 def search_for_penalty(T: int = 600, keep: float = 0.1) -> tuple[PenaltySearch, list[dict]]:
@@ -157,7 +150,7 @@ def draw_search(path: Path) -> None:
     for axis, goal in ((axes[0], search.method.kept_above), (axes[2], search.v)):
         axis.axhline(goal, color="black", linestyle="--", linewidth=1, label="target")
     axes[0].legend(fontsize=9)
-    save(figure, path / "guide-search.png")
+    save(figure, path / "guide-search", dpi=130)
 
 
 # --------------------------------------------------------------------------------- Figure 1
@@ -217,7 +210,7 @@ def draw_run(path: Path, frames: int = 25, words: tuple[str, ...] = ("--steps", 
     order = [*range(frames), *[frames - 1] * 8]  # the end stays for a while
     FuncAnimation(figure, lambda frame: draw_frame(figure, films, frame), order).save(
         path / "guide-run.gif", writer="pillow", fps=4, dpi=90)
-    save(figure, path / "guide-run.png")
+    save(figure, path / "guide-run", dpi=130)
 
 
 # ----------------------------------------------------------------------------- growth of costs
@@ -242,7 +235,7 @@ def draw_growth(path: Path) -> None:
     axis.set(xlim=(0, 100), xlabel="share of a step (%)")
     axis.invert_yaxis()
     figure.legend(loc="outside upper center", ncols=4)
-    save(figure, path / "benchmark-growth.png")
+    save(figure, path / "benchmark-growth", dpi=130)
 
 
 DRAW = {"step": draw_step, "schedule": draw_schedule, "gate": draw_gate, "search": draw_search,
