@@ -204,6 +204,7 @@ def draw_frame(figure, films: dict[str, list], frame: int) -> None:
 def draw_run(path: Path, frames: int = 25, words: tuple[str, ...] = ("--steps", "600")) -> None:
     from matplotlib.animation import FuncAnimation
 
+    path.mkdir(parents=True, exist_ok=True)
     films = {name: snapshots(frames, "--method", name, "--keep", "0.03", *words)
              for name in ("magnitude", "movement")}
     figure = plt.figure(figsize=(7.2, 4.6))
