@@ -121,6 +121,23 @@ def test_the_best_rate_is_chosen_by_the_held_out_rows_of_one_seed(results):
     assert "; learning rates: movement 1e-4, magnitude 2e-4, dense 3e-5; rows: " in made
 
 
+def test_a_density_with_rates_of_its_own_has_a_best_one_of_its_own(results):
+    found = [*at_rates("movement", 80, 60, 70), *at_rates("movement", 60, 70, keep=0.1),
+             row("movement", 0.3, lr="1e-4", held_out="0.1"),
+             row("movement", 0.3, 1, lr="2e-4", held_out="0.1"),
+             row("dense", 1, lr="3e-5", held_out="0.1")]
+    kept = [(r["keep"], r["lr"]) for r in found if tables.at_best_rate(r, found)]
+    assert kept == [("0.03", "1e-4"), ("0.03", "1e-4"), ("0.1", "2e-4"), ("0.3", "1e-4"),
+                    ("1", "3e-5")]
+    made = tables.KINDS["best"](results("made", found), "made", "sst2")
+    assert lines(made)[2:] == [["sst2 accuracy", "dense", "80.0 (1)", "–", "–"],
+                               ["", "movement", "–", "71.0 (1)", "74.0 ± 5.7 (2)"]]
+    assert "; learning rates: movement 1e-4 at 3 %, movement 2e-4 at 10 %, dense 3e-5; " in made
+    made = tables.KINDS["held_out"](results("made", found), "made", "sst2")
+    assert [line[1] for line in lines(made)[2:]] == [
+        "movement, lr 1e-4", "movement, lr 2e-4", "movement, lr 3e-4"]
+
+
 def test_settings_that_differ_make_lines_of_their_own(table):
     made = table("methods", [
         row(lr="0.1", hold="0.2"), row(lr="0.2", hold="0.2"), row("l0", lr="0.1", hold="0.2"),

@@ -178,17 +178,22 @@ def wait_until(condition, *processes):
         time.sleep(0.02)
 
 
+def learn_vocabulary(model):
+    """Put this untrained model into the cache, its vocabulary learned from few documents."""
+    documents = list(generate.pretraining_documents(1_000))
+    with mock.patch.object(generate, "pretraining_documents", lambda count: documents):
+        pretrain.small_bert(model)
+
+
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
     """A cache of the tests' own. In place of the whole sample and vocabulary, which would take half
     a minute, it holds smaller ones, which processes started by a test find too."""
     os.environ["MOVEMENT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     whole_mnli = generate.cache_entry("MNLI")
-    documents = list(generate.pretraining_documents(1_000))
-    with (mock.patch.dict(generate.SIZES["MNLI"], train=1_000, dev_matched=100, dev_mismatched=100),
-          mock.patch.object(generate, "pretraining_documents", lambda count: documents)):
+    with mock.patch.dict(generate.SIZES["MNLI"], train=1_000, dev_matched=100, dev_mismatched=100):
         files.cached(*whole_mnli, functools.partial(generate.write_task, "MNLI"))
-        pretrain.small_bert("untrained:1x32")
+    learn_vocabulary("untrained:1x32")
 
 
 @pytest.fixture(scope="session")

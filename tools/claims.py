@@ -19,7 +19,6 @@ shorter than the paper's. The runs stay in --output: the same command again trai
 --keep-runs need not be made again either.
 """
 
-import itertools
 import sys
 import tempfile
 import time
@@ -35,7 +34,7 @@ from torch.nn import functional as F
 import masking
 import train
 from support import cli
-from support.files import RunError, UserError, locked, run_main
+from support.files import RunError, UserError, run_main
 from support.origin import origin
 from tools import anatomy, rows, sweep
 from tools.anatomy import Anatomy
@@ -290,10 +289,7 @@ def keep_verdict(path: Path, name: str, verdict: Verdict, runs: list[Anatomy], w
            "measured": "; ".join(verdict.lines),
            "command": "python -m tools.claims " + " ".join(map(rows.place, words)),
            "git": made["git"], "date": made["date"]}
-    with locked(path.with_name(f"{path.name}.lock")):
-        kept = {(other["claim"], other["where"]): other for other in rows.read(path)}
-        kept[row["claim"], row["where"]] = row
-        rows.write(path, [*kept.values()], dict.fromkeys(itertools.chain(row, *kept.values())))
+    rows.put(path, row, ("claim", "where"))
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ and marker everywhere. Figures 2 and 5 of our runs have the paper's beside them.
 that are free to leave more in one layer than in another: --scope global, L0 or soft movement.
 """
 
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -59,19 +60,26 @@ def dense_line(axis, values: list[float]) -> None:
         axis.axhline(0.95 * mean, color="black", linewidth=1, linestyle=":", label="95 % of dense")
 
 
-def mark_chance(axis, row: dict, metric: str) -> None:
-    """The accuracy of one answer for all rows: a line where the panel reaches so low. To be called
-    last. The sample's classes are equally frequent."""
+def mark_baselines(axis, row: dict, metric: str, words: list[dict]) -> None:
+    """The accuracy of one answer for all rows, and of the words alone (`words`: rows of
+    tools.words): a line where the panel reaches so low. To be called last. The sample's classes are
+    equally frequent."""
     labels = data.TASKS[row["task"]].labels if row["task"] in data.TASKS else ()
     chance = (100 / len(labels) if row["data"] == "sample" and labels
               else COMMONEST.get(row["task"]))
-    if chance and metric.startswith("accuracy"):
-        if axis.get_ylim()[0] < chance + 5:
-            axis.axhline(chance, color="grey", linewidth=1, linestyle="--",
-                         label="one answer for all rows")
-        else:
-            axis.text(0.98, 0.03, f"one answer for all rows: {chance:.1f} %", ha="right",
-                      transform=axis.transAxes, fontsize=8, color="grey")
+    alike = itemgetter("task", "data", "model", "train_rows", "eval_rows")
+    linear = [float(r[metric]) for r in words if alike(r) == alike(row) and r.get(metric)]
+    found = {"one answer for all rows": ([chance] * bool(chance), "--"),
+             "words alone": (linear[:1], "-.")}
+    low, height = axis.get_ylim()[0], 0.03
+    for name, (values, dash) in found.items():
+        for value in values if metric.startswith("accuracy") else []:
+            if low < value + 5:
+                axis.axhline(value, color="grey", linewidth=1, linestyle=dash, label=name)
+            else:
+                axis.text(0.98, height, f"{name}: {value:.1f} %", ha="right",
+                          transform=axis.transAxes, fontsize=8, color="grey")
+                height += 0.07
 
 
 def metric_name(metric: str) -> str:
@@ -96,7 +104,8 @@ def same_task(first: dict, sources: list[list[dict]]) -> list[dict]:
     return next(filter(None, candidates), [])
 
 
-def draw_curves(path: Path, results: list[dict], sources: list[list[dict]]) -> None:
+def draw_curves(path: Path, results: list[dict], words: list[dict],
+                sources: list[list[dict]]) -> None:
     """A panel for each task, data and model; `sources`: where to look for dense rows."""
     parts = [tables.measured(part) for part in groups(results)]
     figure, axes = panels(len(parts))
@@ -111,7 +120,7 @@ def draw_curves(path: Path, results: list[dict], sources: list[list[dict]]) -> N
             draw_line(axis, cells.values(), metric, column, 100, linestyle=dash[label],
                       color=colour, marker=marker, markerfacecolor=face, label=label)
         dense_line(axis, tables.values(same_task(part[0], sources), metric))
-        mark_chance(axis, part[0], metric)
+        mark_baselines(axis, part[0], metric, words)
         logarithmic(axis, (1, 3, 5), "{x:g}")
         axis.set(title=f"{part[0]['task']} · {part[0]['data']}\n{part[0]['model'].split('/')[-1]}",
                  xlabel=X_AXES[column], ylabel=metric_name(metric))
@@ -119,7 +128,7 @@ def draw_curves(path: Path, results: list[dict], sources: list[list[dict]]) -> N
     save(figure, path)
 
 
-def draw_rates(path: Path, results: list[dict]) -> None:
+def draw_rates(path: Path, results: list[dict], words: list[dict]) -> None:
     """Accuracy against the learning rate, and how far the kept weights moved: two panels for each
     task, data and model."""
     parts = [tables.measured(part) for part in groups(results)]
@@ -135,7 +144,7 @@ def draw_rates(path: Path, results: list[dict]) -> None:
                 if all(row.get(column) for row in rows_of):
                     draw_line(axis, cells, column, "lr", 1, color=colour, marker=marker,
                               label=rows.method_name(method))
-        mark_chance(left, part[0], metric)
+        mark_baselines(left, part[0], metric, words)
         keep = 100 * float(next(row["keep"] for row in part if row["method"] != "dense"))
         left.set(ylabel=metric_name(metric),
                  title=f"{part[0]['task']} · {part[0]['data']} · {keep:g} % left")
@@ -216,9 +225,10 @@ def from_results(folder: Path, output: Path) -> None:
     rated = {name: found for name in files if (found := with_rates(files[name]))}
     if not pictures and not rated:
         raise UserError(f"nothing to draw: no CSV file in {folder} has rows of two densities")
-    drawn = [(name, draw_curves, f"{figure}-{name}", found, [files[name], everything])
+    words = rows.read(folder / "words.csv")
+    drawn = [(name, draw_curves, f"{figure}-{name}", found, words, [files[name], everything])
              for name, figure, found in pictures]
-    drawn += [(name, draw_rates, f"rates-{name}", found) for name, found in rated.items()]
+    drawn += [(name, draw_rates, f"rates-{name}", found, words) for name, found in rated.items()]
     for name, draw, picture, *given in drawn:
         try:
             draw(output / picture, *given)

@@ -8,6 +8,7 @@ that begins with /, ~ or .. only the last name is shown, so that a row is the sa
 
 import csv
 import io
+import itertools
 from pathlib import Path
 
 from support.files import (
@@ -108,6 +109,14 @@ def append(path: Path, row: dict) -> None:
         if row["key"] not in [other["key"] for other in there]:
             older = there[0] if there else {}  # it may have columns that are no longer written
             write(path, [*there, row], dict.fromkeys((*COLUMNS, *older)))
+
+
+def put(path: Path, row: dict, same: tuple[str, ...]) -> None:
+    """Add a row, in place of an earlier one with the same values in the columns `same`."""
+    with locked(path.with_name(f"{path.name}.lock")):
+        kept = {tuple(r.get(name, "") for name in same): r for r in read(path)}
+        kept[tuple(as_text(row[name]) for name in same)] = row
+        write(path, [*kept.values()], dict.fromkeys(itertools.chain(row, *kept.values())))
 
 
 def as_text(value) -> str:

@@ -67,9 +67,17 @@ def label(row: dict, among: list[dict]) -> str:
     if row["held_out"] and not all(r["held_out"] for r in among):
         parts.append(f"{row['held_out']} held out")
     settings = SETTINGS[:-2] if row["method"] == "dense" else SETTINGS  # dense has no schedule
-    parts += [f"{column} {row[column]}" for column in settings
-              if row.get(column) and differ(column)]
+    parts += [f"{column} {row[column]}" for column in settings if row.get(column)
+              and (several_rates(row, among) if column == "lr" else differ(column))]
     return ", ".join(parts) + " + teacher" * bool(row["teacher"])
+
+
+def several_rates(row: dict, among: list[dict]) -> bool:
+    """Has the row's method more than one learning rate at one density of the task? If not, the
+    rates are a matter of the caption."""
+    found = {(r["keep"], r["lr"]) for r in among
+             if (r["task"], r["method"]) == (row["task"], row["method"])}
+    return len(found) > len({keep for keep, _ in found})
 
 
 def series_of(group: list[dict]) -> dict[str, dict[str, list[dict]]]:
@@ -173,12 +181,19 @@ def rate_text(lr: str) -> str:
 
 
 def rates(chosen: list[dict]) -> str:
-    """The learning rate of each method, if they are different but each method has one."""
-    found = [*dict.fromkeys((row["method"], row["lr"]) for row in chosen)]
-    tasks, lrs = ({row[column] for row in chosen} for column in ("task", "lr"))
-    if len(tasks) > 1 or len(lrs) == 1 or len(dict(found)) < len(found):
+    """The learning rates of each method, if they are not all the same, nor in the labels."""
+    found = {}  # task and method → rate → the densities at which it was used
+    for row in chosen:
+        if row["lr"] and not several_rates(row, chosen):
+            of_method = found.setdefault((row["task"], row["method"]), {})
+            of_method.setdefault(row["lr"], {})[f"{100 * float(row['keep'] or 0):g} %"] = True
+    if not found or len({row["lr"] for row in chosen}) == 1:
         return ""
-    texts = (f"{rows.method_name(method)} {rate_text(lr)}" for method, lr in found)
+    texts = []
+    for (task, method), lrs in found.items():
+        name = rows.method_name(method) + f" on {task}" * (len({task for task, _ in found}) > 1)
+        texts += [f"{name} {rate_text(lr)}" + f" at {', '.join(keeps)}" * (len(lrs) > 1)
+                  for lr, keeps in lrs.items()]
     return f"learning rates: {', '.join(texts)}; "
 
 
@@ -194,13 +209,15 @@ def matched(row: dict, among: list[dict], column: str, *same: str) -> bool:
 
 
 def at_best_rate(row: dict, among: list[dict]) -> bool:
-    """Does the row have the learning rate that suits its method best? Its runs of seed 0 at the
-    density with most rates are compared, by the rows that they held out of training."""
+    """Does the row have the learning rate that suits its method best? Runs of seed 0 are compared
+    by the rows that they held out of training: those at the row's density or, if they have but one
+    rate, at the density with most rates."""
     key = itemgetter("task", "data", "model", "method", "scope", "epochs", "seed")
     trials = [r for r in among if key(r) == key(row | {"seed": "0"}) and alone(r)]
-    keeps = [r["keep"] for r in trials]
-    metric, trials = measured([r for r in trials if r["keep"] == max(keeps, key=keeps.count)],
-                              "held_out_")
+    keeps, keep = [r["keep"] for r in trials], row["keep"]
+    if len({r["lr"] for r in trials if r["keep"] == keep}) < 2:
+        keep = max(keeps, key=keeps.count, default="")
+    metric, trials = measured([r for r in trials if r["keep"] == keep], "held_out_")
     return not trials or row["lr"] == max(trials, key=lambda r: float(r[metric]))["lr"]
 
 
