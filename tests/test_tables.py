@@ -147,7 +147,7 @@ def test_settings_that_differ_make_lines_of_their_own(table):
         row("dense", 1, hold="0.2"), row("dense", 1, 1, hold="0.4")])  # no dense run holds
     assert [line[1] for line in made] == [
         "dense", "random, 0.1 held out", "magnitude, 2 epochs", "magnitude, 6 epochs",
-        "magnitude, 6 epochs, global", "L0", "movement, lr 0.1", "movement, lr 0.2", "Other",
+        "magnitude, 6 epochs, global", "L0", "movement, lr 1e-1", "movement, lr 2e-1", "Other",
         "a.py:Own", "b.py:Own"]
 
 

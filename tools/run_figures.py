@@ -102,6 +102,8 @@ def curves(path: Path, runs: list, folders: list[Path]) -> None:
     for axis, name in zip(axes, shown):
         for a, log in zip(runs, logs):
             x, y = np.array([(s["step"], s[name]) for s in log if name in s] or [(0, np.nan)]).T
+            if name == "penalty" and not y.any():
+                continue  # it has none
             few = max(1, len(y) // 50) if name == "loss" else 1  # its mean over a fiftieth
             axis.plot(x[few - 1:], np.convolve(y, np.ones(few) / few, "valid"), dash[a.label],
                       color=style_of(a.method)[0], label=a.label)

@@ -35,7 +35,7 @@ HERE = Path(__file__).parent.parent
 PAGES = (HERE / "README.md", HERE / "results" / "README.md")
 MARK = re.compile(r"<!-- table: (.*?) -->\n(.*?)<!-- end -->", re.DOTALL)
 GLOBAL = ("dense", "l0", "soft_movement")  # never ranked matrix by matrix
-SETTINGS = ("lr", "score_lr", "batch_size", "max_length", "warmup", "train_rows", "eval_rows",
+SETTINGS = ("score_lr", "batch_size", "max_length", "warmup", "train_rows", "eval_rows",
             "alpha", "temperature", "precision", "hold", "cooldown")
 PAPER_METRICS = {"squad": ("exact_match", "f1"),
                  "mnli": ("accuracy_matched", "accuracy_mismatched"), "qqp": ("accuracy", "f1")}
@@ -67,8 +67,10 @@ def label(row: dict, among: list[dict]) -> str:
     if row["held_out"] and not all(r["held_out"] for r in among):
         parts.append(f"{row['held_out']} held out")
     settings = SETTINGS[:-2] if row["method"] == "dense" else SETTINGS  # dense has no schedule
-    parts += [f"{column} {row[column]}" for column in settings if row.get(column)
-              and (several_rates(row, among) if column == "lr" else differ(column))]
+    if row["lr"] and several_rates(row, among):
+        parts.append(f"lr {rate_text(row['lr'])}")
+    parts += [f"{column} {row[column]}" for column in settings
+              if row.get(column) and differ(column)]
     return ", ".join(parts) + " + teacher" * bool(row["teacher"])
 
 
@@ -89,7 +91,12 @@ def series_of(group: list[dict]) -> dict[str, dict[str, list[dict]]]:
         cell = cells.setdefault(row["keep"] or f"λ {row['penalty']}", [])
         one_a_seed([*cell, row])
         cell.append(row)
-    return dict(sorted(series.items(), key=lambda item: (method_order(item[0]), len(item[0]))))
+
+    def place(item):
+        [first, *_], *_ = item[1].values()
+        return method_order(item[0]), len(item[0]), float(first["lr"] or 0)
+
+    return dict(sorted(series.items(), key=place))
 
 
 def one_a_seed(cell: list[dict]) -> list[dict]:
