@@ -71,15 +71,16 @@ def mark_baselines(axis, row: dict, metric: str, words: list[dict]) -> None:
     linear = [float(r[metric]) for r in words if alike(r) == alike(row) and r.get(metric)]
     found = {"one answer for all rows": ([chance] * bool(chance), "--"),
              "words alone": (linear[:1], "-.")}
-    low, beyond = axis.get_ylim()[0], []
+    (low, high), beyond = axis.get_ylim(), []
     for name, (values, dash) in found.items():
         for value in values if metric.startswith("accuracy") else []:
             if low < value + 5:
                 axis.axhline(value, color="grey", linewidth=1, linestyle=dash, label=name)
             else:
                 beyond.append(f"{name}: {value:.1f} %")
-    axis.text(0.98, 0.04, "\n".join(beyond), ha="right", fontsize=8, color="grey", zorder=3,
-              transform=axis.transAxes, bbox={"color": "white", "alpha": 0.7, "pad": 0.5})
+    axis.set_ylim(low - 0.08 * len(beyond) * (high - low))  # room for the text
+    axis.text(0.98, 0.03, "\n".join(beyond), ha="right", fontsize=8, color="grey",
+              transform=axis.transAxes)
 
 
 def metric_name(metric: str) -> str:
