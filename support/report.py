@@ -147,11 +147,12 @@ def warn_of_collapse(settings, schedule) -> None:
     speed, t_i = recipes.steepest_speed(schedule, settings.keep), schedule.t_i
     reasons = []
     if speed > 0.001:
-        reasons.append(f"it prunes up to {100 * speed:.2f} % of the weights a step, where from "
-                       "0.08 % it has recovered, and slower is better (more --epochs)")
+        reasons.append(f"it prunes up to {100 * speed:.2f} % of the weights a step, where at "
+                       f"{100 * recipes.STEEPEST:g} % it has recovered, and slower is better "
+                       "(more --epochs)")
     if t_i < recipes.SHORTEST_HOLD:
-        reasons.append(f"it begins at step {t_i}, where 800 or later is better (a higher --hold, "
-                       "more --epochs)")
+        reasons.append(f"it begins at step {t_i}, where {recipes.SHORTEST_HOLD} or later is "
+                       "better (a higher --hold, more --epochs)")
     if reasons and settings.lr >= 1e-4:  # it does no harm in runs that wait long and prune slowly
         reasons.append(f"and the learning rate is {settings.lr:g}, where 3e-5 forgets less")
     if reasons:

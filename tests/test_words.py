@@ -25,7 +25,7 @@ def features(*texts, labels, second=()):
 def test_a_row_is_the_sum_of_its_pieces_and_a_second_text_has_its_own_numbers():
     W = torch.tensor([[1.0, 0.0], [0.0, 2.0], [4.0, 0.0], [0.0, 8.0]])  # two pieces, two classes
     rows = features([0, 1, 1], [1, 0, 1], labels=[0, 1], second=[0, 2])
-    assert words.logits(W, rows).tolist() == [[1, 4], [4, 2 + 8]]
+    assert words.logits(W, *words.pieces(rows, 2)).tolist() == [[1, 4], [4, 2 + 8]]
 
 
 def test_the_fit_is_where_its_loss_is_least():
@@ -33,8 +33,9 @@ def test_the_fit_is_where_its_loss_is_least():
     texts, labels = torch.randint(0, 6, (50, 4)).numpy(), torch.randint(0, 3, (50,)).numpy()
     rows = features(*texts, labels=labels)
     W = words.fit(rows, 6, 3).requires_grad_()
-    L = torch.nn.functional.cross_entropy(words.logits(W, rows), torch.from_numpy(labels),
-                                          reduction="sum") + words.RIDGE / 2 * W.square().sum()
+    outputs = words.logits(W, *words.pieces(rows, 6))
+    L = torch.nn.functional.cross_entropy(outputs, torch.from_numpy(labels), reduction="sum")
+    L = L + words.RIDGE / 2 * W.square().sum()
     L.backward()
     assert W.grad.abs().max() < 1e-2 and W.abs().max() > 0.1
 

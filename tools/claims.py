@@ -35,7 +35,6 @@ import masking
 import train
 from support import cli
 from support.files import RunError, UserError, run_main
-from support.origin import origin
 from tools import anatomy, rows, sweep
 from tools.anatomy import Anatomy
 
@@ -283,12 +282,9 @@ def keep_verdict(path: Path, name: str, verdict: Verdict, runs: list[Anatomy], w
         where = f"{found['task']}, {rows.place(found['model'])}, {found['steps']:,} steps"
         where += f", seed {found['seed']}" * (found["seed"] > 0)
         where += f", {found['method']}" * (found["method"] not in masking.METHODS)
-    made = origin("cpu")
     row = {"claim": stated(name)[0], "where": where,
            "verdict": "holds" if verdict.holds else "does not hold",
-           "measured": "; ".join(verdict.lines),
-           "command": "python -m tools.claims " + " ".join(map(rows.place, words)),
-           "git": made["git"], "date": made["date"]}
+           "measured": "; ".join(verdict.lines), **rows.made_by("tools.claims", words)}
     rows.put(path, row, ("claim", "where"))
 
 

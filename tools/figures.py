@@ -68,19 +68,22 @@ def mark_baselines(axis, row: dict, metric: str, words: list[dict]) -> None:
     chance = (100 / len(labels) if row["data"] == "sample" and labels
               else COMMONEST.get(row["task"]))
     alike = itemgetter("task", "data", "model", "train_rows", "eval_rows")
-    linear = [float(r[metric]) for r in words if alike(r) == alike(row) and r.get(metric)]
-    found = {"one answer for all rows": ([chance] * bool(chance), "--"),
-             "words alone": (linear[:1], "-.")}
-    (low, high), beyond = axis.get_ylim(), []
-    for name, (values, dash) in found.items():
-        for value in values if metric.startswith("accuracy") else []:
-            if low < value + 5:
-                axis.axhline(value, color="grey", linewidth=1, linestyle=dash, label=name)
-            else:
-                beyond.append(f"{name}: {value:.1f} %")
-    axis.set_ylim(low - 0.08 * len(beyond) * (high - low))  # room for the text
-    axis.text(0.98, 0.03, "\n".join(beyond), ha="right", fontsize=8, color="grey",
-              transform=axis.transAxes)
+    linear = next((float(r[metric]) for r in words
+                   if alike(r) == alike(row) and r.get(metric)), None)
+    if not metric.startswith("accuracy"):
+        return
+    lowest, beyond = axis.get_ylim()[0], []
+    for name, value, dash in (("one answer for all rows", chance, "--"),
+                              ("words alone", linear, "-.")):
+        if value and lowest < value + 5:
+            axis.axhline(value, color="grey", linewidth=1, linestyle=dash, label=name)
+        elif value:
+            beyond.append(f"{name}: {value:.1f} %")
+    if beyond:
+        low, high = axis.get_ylim()
+        axis.set_ylim(low - 0.08 * len(beyond) * (high - low))  # room for the text
+        axis.text(0.98, 0.03, "\n".join(beyond), ha="right", fontsize=8, color="grey",
+                  transform=axis.transAxes)
 
 
 def metric_name(metric: str) -> str:

@@ -131,12 +131,23 @@ def place(name: str | None) -> str | None:
     return Path(name).name if name and (Path(name).is_absolute() or name[0] in "~.") else name
 
 
+def metric_columns(measured: dict) -> dict:
+    """The metrics in `measured`, which is like metrics.json, by the names of their columns."""
+    held_out = measured.get("held_out_metrics", {})
+    return measured["metrics"] | {f"held_out_{name}": value for name, value in held_out.items()}
+
+
+def made_by(module: str, words: list[str]) -> dict[str, str]:
+    """How the row of another tool came about: its command, the commit and the date."""
+    made = origin("cpu")
+    return {"command": " ".join([f"python -m {module}", *map(place, words)]),
+            "git": made["git"], "date": made["date"]}
+
+
 def row_of(folder: Path, words: list[str], key: str) -> dict[str, str]:
     """The row of a finished run; `words` are train.py's arguments."""
     metrics, run = (read_json(folder / f"{name}.json") for name in ("metrics", "run"))
-    held_out = {f"held_out_{name}": value
-                for name, value in metrics.get("held_out_metrics", {}).items()}
-    values = origin(run["device"]) | run | metrics | metrics["metrics"] | held_out | {
+    values = origin(run["device"]) | run | metrics | metric_columns(metrics) | {
         "model": place(metrics["model"]), "teacher": place(run["teacher"]),
         "alpha": run["alpha"] if run["teacher"] else None,
         "temperature": run["temperature"] if run["teacher"] else None,

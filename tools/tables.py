@@ -196,9 +196,9 @@ def rates(chosen: list[dict]) -> str:
             of_method.setdefault(row["lr"], {})[f"{100 * float(row['keep'] or 0):g} %"] = True
     if not found or len({row["lr"] for row in chosen}) == 1:
         return ""
-    texts = []
+    texts, tasks = [], {task for task, _ in found}
     for (task, method), lrs in found.items():
-        name = rows.method_name(method) + f" on {task}" * (len({task for task, _ in found}) > 1)
+        name = rows.method_name(method) + f" on {task}" * (len(tasks) > 1)
         texts += [f"{name} {rate_text(lr)}" + f" at {', '.join(keeps)}" * (len(lrs) > 1)
                   for lr, keeps in lrs.items()]
     return f"learning rates: {', '.join(texts)}; "

@@ -18,31 +18,35 @@ import evaluate
 import train
 from support import cli, report
 from support.files import UserError, run_main
-from support.origin import origin
 from support.tokenizer import load_tokenizer
 from tools import rows
 
 RIDGE = 1.0  # weight of ½ ‖W‖² beside the summed cross-entropy: one prior for every task
 
 
-def logits(W: Tensor, features: data.Features) -> Tensor:
-    """Sums of the pieces' numbers: W (2 V, C) → (rows, C). Pieces of a pair's second text have
-    the numbers of the lower half of W; [CLS] is the bias."""
+def pieces(features: data.Features, vocabulary: int) -> tuple[Tensor, Tensor]:
+    """→ the number of every piece (tokens), and where each row begins (rows). Those of a pair's
+    second text are numbered from `vocabulary` on."""
     row = np.repeat(np.arange(len(features)), features.lengths)  # (tokens)
     second = np.arange(len(row)) - features.starts[row] >= features.first[row]  # (tokens)
-    piece = torch.from_numpy(features.ids + second * (len(W) // 2))  # (tokens)
-    return F.embedding_bag(piece, W, torch.from_numpy(features.starts[:-1]), mode="sum")
+    return (torch.from_numpy(features.ids + second * vocabulary),
+            torch.from_numpy(features.starts[:-1]))
+
+
+def logits(W: Tensor, piece: Tensor, begin: Tensor) -> Tensor:
+    """The sum of W's lines for the pieces of a row: W (2 V, C) → (rows, C). [CLS] is the bias."""
+    return F.embedding_bag(piece, W, begin, mode="sum")
 
 
 def fit(features: data.Features, vocabulary: int, classes: int) -> Tensor:
     """Logistic regression → W (2 · vocabulary, classes)."""
     W = torch.zeros(2 * vocabulary, classes, requires_grad=True)
-    labels = torch.from_numpy(features.labels)
+    bags, labels = pieces(features, vocabulary), torch.from_numpy(features.labels)
     optimizer = torch.optim.LBFGS([W], max_iter=300, line_search_fn="strong_wolfe")
 
     def loss():
         optimizer.zero_grad()
-        L = F.cross_entropy(logits(W, features), labels, reduction="sum")
+        L = F.cross_entropy(logits(W, *bags), labels, reduction="sum")
         L = L + RIDGE / 2 * W.square().sum()
         L.backward()
         return L
@@ -58,16 +62,16 @@ def measure(settings: train.Settings) -> dict:
         raise UserError(f"--task {settings.task}: has no classes, which the linear model needs")
     train_rows, eval_rows = evaluate.load_rows(settings, task)
     tokenizer = load_tokenizer(evaluate.model_folder(settings.model))
-    W = fit(evaluate.encode(task, train_rows, tokenizer, settings),
-            max(tokenizer.get_vocab().values()) + 1, len(task.labels))
-    row = {"task": settings.task, "data": rows.place(settings.data),
-           "model": rows.place(settings.model), "train_rows": len(train_rows),
-           "eval_rows": sum(len(eval_rows[split]) for split in task.dev)}
+    vocabulary, metrics = max(tokenizer.get_vocab().values()) + 1, {}
+    W = fit(evaluate.encode(task, train_rows, tokenizer, settings), vocabulary, len(task.labels))
     for split, (_, features) in evaluate.encode_all(task, eval_rows, tokenizer, settings).items():
-        found = task.metrics(logits(W, features).argmax(1).numpy(), features.labels)
-        prefix, ending = ("held_out_", "") if split == report.HELD_OUT else ("", split)
-        row |= {f"{prefix}{name}{ending}": value for name, value in found.items()}
-    return row
+        classes = logits(W, *pieces(features, vocabulary)).argmax(1).numpy()
+        found = task.metrics(classes, features.labels)
+        metrics |= {name + split: value for name, value in found.items()}
+    return {"task": settings.task, "data": rows.place(settings.data),
+            "model": rows.place(settings.model), "train_rows": len(train_rows),
+            "eval_rows": sum(len(eval_rows[split]) for split in task.dev),
+            **rows.metric_columns(report.by_rows(metrics))}
 
 
 def main() -> None:
@@ -81,9 +85,7 @@ def main() -> None:
     for name, value in row.items():
         print(f"  {name:24} {rows.as_text(value)}")
     if args.csv:
-        made = origin("cpu")
-        command = " ".join(["python -m tools.words", *map(rows.place, flags)])
-        rows.put(args.csv, row | {"command": command, "git": made["git"], "date": made["date"]},
+        rows.put(args.csv, row | rows.made_by("tools.words", flags),
                  ("task", "data", "model", "train_rows"))
 
 
