@@ -129,13 +129,15 @@ def at_once(groups: list[list[Tensor]], v: float) -> list[list[Tensor]]:
 
 def top_of_rows(x: Tensor, k: int) -> Tensor:
     """Bool mask (G, n) of the k largest of each row of x (G, n); ties as in TopK."""
-    G, n = x.shape
+    n = x.shape[1]
     if k == 0 or k == n:
         return torch.full_like(x, k > 0, dtype=torch.bool)
-    if G == 1 or x.device.type == "mps":  # a GPU sorts one row faster than it selects from it
-        kth = x.sort(dim=1).values[:, n - k, None]  # (1, 1)
-    else:
-        kth = x.kthvalue(n - k + 1, dim=1, keepdim=True).values  # (G, 1)
+    if x.device.type == "mps":  # whose topk is for small k
+        kth = x.sort(dim=1).values[:, n - k, None]  # (G, 1)
+    elif 2 * k <= n:  # topk sets many blocks of a GPU to work on a row, kthvalue but one
+        kth = x.topk(k, dim=1, sorted=False).values.amin(dim=1, keepdim=True)  # (G, 1)
+    else:  # the k-th largest is the largest of the n − k + 1 smallest, which are fewer
+        kth = x.topk(n - k + 1, dim=1, largest=False, sorted=False).values.amax(1, keepdim=True)
     masks = x >= kth
     extra = masks.sum(dim=1) - k  # (G)
     for row, too_many in enumerate(extra.tolist()):

@@ -167,13 +167,13 @@ def test_a_benchmark_becomes_a_table(tmp_path):
         "machine": "M", "threads": 2, "torch": "T", "precision": "bf16",
         "rows": [{"part": "memory", "name": "l0", "size": "S", "ratio": 1.5, "bytes": 2**21},
                  *(step | {"part": part} for part in benchmark.PARTS[1:])]})
-    assert lines(tables.benchmark(tmp_path, "methods,memory")) == [
+    assert lines(tables.benchmark(tmp_path, "benchmark", "methods,memory")) == [
         ["part", "what", "model, batch", "ratio", "amount"], ["---"] * 5,
         ["memory", "l0", "S", "1.50", "2 MB"],
         ["methods", "movement", "2×8, 1×4 tokens", "1.05 (1.01 to 1.20)", "12 ms, 4,568 tokens/s"]]
-    assert len(lines(tables.benchmark(tmp_path, ",".join(benchmark.PARTS)))) == 2 + 6
+    assert len(lines(tables.benchmark(tmp_path, "benchmark", ",".join(benchmark.PARTS)))) == 2 + 6
     with pytest.raises(UserError, match=f"no part buckets, only {', '.join(benchmark.PARTS)}"):
-        tables.benchmark(tmp_path, "methods,buckets")
+        tables.benchmark(tmp_path, "benchmark", "methods,buckets")
 
 
 def test_a_bar_ends_no_cell(tmp_path):
@@ -197,7 +197,7 @@ def test_any_csv_as_it_is(tmp_path):
     ("methods wrong sst2", "wrong.csv:2: accuracy 'x' is not a number; mend or remove this row"),
     ("methods earlier sst2", "results/earlier.csv has no such rows of sst2"),
     ("csv made acuracy", "no column 'acuracy'"),
-    ("benchmark methods,theirs", "results/benchmark.json has no part theirs"),
+    ("benchmark benchmark methods,theirs", "results/benchmark.json has no part theirs"),
     ("paper tought", "taught or untaught"),
     ("", "no such kind of table"),
 ])

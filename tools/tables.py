@@ -12,7 +12,7 @@ A table stands between <!-- table: KIND … --> and <!-- end -->. The kinds are:
     frozen FILE TASKS     runs with frozen weights, and runs of the same seeds without
     held_out FILE TASKS   every run with --held-out, measured on those rows instead
     paper taught          the authors' own runs with a teacher; paper untaught: without
-    benchmark PARTS       ratios of results/benchmark.json
+    benchmark FILE PARTS  ratios of results/FILE.json
     csv FILE COLUMNS      results/FILE.csv with rounded numbers
 
 TASKS, PARTS and COLUMNS are comma lists. A † marks collapsed runs.
@@ -274,17 +274,17 @@ def compared(row: dict) -> list[str]:
             f"{row['ms']:,.0f} ms, {row['tokens_per_second']:,.0f} tokens/s"]
 
 
-def benchmark(folder: Path, parts: str) -> str:
+def benchmark(folder: Path, file: str, parts: str) -> str:
     """Steps, epochs or amounts of memory compared."""
-    result, wanted = read_json(folder / "benchmark.json"), parts.split(",")
+    result, wanted = read_json(folder / f"{file}.json"), parts.split(",")
     there = dict.fromkeys(row["part"] for row in result["rows"])
     if unknown := [part for part in wanted if part not in there]:
-        raise UserError(f"results/benchmark.json has no part {unknown[0]}, only {', '.join(there)}")
+        raise UserError(f"results/{file}.json has no part {unknown[0]}, only {', '.join(there)}")
     body = [[row["part"], row["name"], row["size"], *compared(row)]
             for row in result["rows"] if row["part"] in wanted]
     return markdown(["part", "what", "model, batch", "ratio", "amount"], body,
                     f"medians; {result['machine']}, {result['threads']} threads, torch "
-                    f"{result['torch']}, {result['precision']}; from `results/benchmark.json`")
+                    f"{result['torch']}, {result['precision']}; from `results/{file}.json`")
 
 
 def csv(folder: Path, file: str, columns: str) -> str:
