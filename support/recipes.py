@@ -39,7 +39,7 @@ class Recipe:
 
 # What hard movement needs on real weights, see results/README.md: when it loses the task.
 SHORTEST_HOLD = 800  # steps before pruning begins
-STEEPEST = 0.0008  # share of the weights that one step may prune
+STEEPEST = 0.0005  # share of the weights that one step may prune
 
 
 def steepest_speed(schedule, keep: float) -> float:

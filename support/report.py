@@ -146,10 +146,9 @@ def warn_of_collapse(settings, schedule) -> None:
     """Say where hard movement is known to lose the task on real weights, and how to avoid it."""
     speed, t_i = recipes.steepest_speed(schedule, settings.keep), schedule.t_i
     reasons = []
-    if speed > 0.001:
-        reasons.append(f"it prunes up to {100 * speed:.2f} % of the weights a step, where at "
-                       f"{100 * recipes.STEEPEST:g} % it has recovered, and slower is better "
-                       "(more --epochs)")
+    if speed > recipes.STEEPEST:
+        reasons.append(f"it prunes up to {100 * speed:.2f} % of the weights a step, where "
+                       f"{100 * recipes.STEEPEST:g} % or less is better (more --epochs)")
     if t_i < recipes.SHORTEST_HOLD:
         reasons.append(f"it begins at step {t_i}, where {recipes.SHORTEST_HOLD} or later is "
                        "better (a higher --hold, more --epochs)")

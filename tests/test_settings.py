@@ -47,7 +47,7 @@ def test_a_task_with_few_rows_is_pruned_late_and_slowly_enough(inputs):
     longer = recipes.for_few_rows(recipe, {}, inputs, keep=0.03)
     T = longer.epochs * math.ceil(inputs / longer.batch_size)
     schedule = masking.Schedule(T, round(longer.hold * T), round(longer.cooldown * T))
-    assert schedule.t_i >= 800 and recipes.steepest_speed(schedule, 0.03) <= 0.0008
+    assert schedule.t_i >= 800 and recipes.steepest_speed(schedule, 0.03) <= 0.0005
     assert (longer == recipe) == (inputs > 10_000)
 
 
@@ -59,7 +59,7 @@ def test_a_longer_run_goes_by_the_flags_that_are_given(given):
     assert {name: getattr(longer, name) for name in given} == given
     T = longer.epochs * math.ceil(2_490 / longer.batch_size)
     schedule = masking.Schedule(T, round(longer.hold * T), round(longer.cooldown * T))
-    assert 0.00072 < recipes.steepest_speed(schedule, 0.03) <= 0.0008
+    assert 0.00045 < recipes.steepest_speed(schedule, 0.03) <= 0.0005
     assert schedule.t_i >= 800 or "hold" in given
 
 
@@ -70,9 +70,9 @@ def test_the_papers_penalties_are_those_of_its_tasks_alone():
 
 
 @pytest.mark.parametrize("lr, steps, hold, warned", [
-    (2e-4, 6000, 0.2, ()), (2e-4, 4900, 0.2, ()), (5e-5, 2000, 0.2, ("0.24 %", "step 400")),
-    (5e-5, 4800, 0.2, ("0.10 %",)), (1e-4, 2000, 0.5, ("0.48 %", "rate is 0.0001")),
-    (2e-4, 8000, 0.05, ("step 400", "rate is 0.0002")), (5e-5, 8000, 0.0999, ("step 799",))])
+    (2e-4, 12_000, 0.2, ()), (2e-4, 9800, 0.2, ()), (5e-5, 2000, 0.2, ("0.24 %", "step 400")),
+    (5e-5, 6000, 0.2, ("0.08 %",)), (1e-4, 2000, 0.5, ("0.48 %", "rate is 0.0001")),
+    (2e-4, 8000, 0.05, ("step 400", "rate is 0.0002")), (5e-5, 8400, 0.0951, ("step 799",))])
 def test_what_is_known_to_lose_the_task_is_announced(lr, steps, hold, warned, capsys):
     schedule = masking.Schedule(steps, round(hold * steps), round(0.2 * steps))
     report.warn_of_collapse(Namespace(method="movement", keep=0.03, lr=lr), schedule)

@@ -93,6 +93,14 @@ def test_kinds_of_table_choose_among_the_rows(table, kind, columns, expected):
     assert runs_in == expected and {len(line) for line in made} == {2 + columns}
 
 
+def test_runs_of_several_lengths(table):
+    short, usual = {"steps": "20", "epochs": "1"}, {"steps": "60", "epochs": "3"}
+    made = table("lengths", [row() | usual, row(seed=1) | usual, row() | short, row("l0") | usual,
+                             row(lr="1e-1") | usual, row(teacher="t") | short])
+    assert [line[1:] for line in made] == [["movement, 1 epoch", "80.0 (1)"],
+                                           ["movement, 3 epochs", "80.0 ± 0.0 (2)"]]
+
+
 def test_several_tasks_each_with_its_own_metric(table):
     made = table("methods", [row(), row(task="squad", f1="60") | {"accuracy": ""}],
                  "squad,sst2")

@@ -10,7 +10,8 @@ A table stands between <!-- table: KIND … --> and <!-- end -->. The kinds are:
     densities FILE TASKS  the paper's methods at every density
     teachers FILE TASKS   the methods that had a teacher, with and without it
     frozen FILE TASKS     runs with frozen weights, and runs of the same seeds without
-    held_out FILE TASKS   every run with --held-out, measured on those rows instead
+    lengths FILE TASKS    runs alike but for their number of steps
+    held_out FILE TASKS   every run with --held-out of the usual length, measured on those rows
     paper taught          the authors' own runs with a teacher; paper untaught: without
     benchmark FILE PARTS  ratios of results/FILE.json
     csv FILE COLUMNS      results/FILE.csv with rounded numbers
@@ -233,6 +234,13 @@ def usual_length(row: dict, among: list[dict]) -> bool:
     return row["steps"] == statistics.mode(r["steps"] for r in among if panel(r) == panel(row))
 
 
+def of_several_lengths(row: dict, among: list[dict]) -> bool:
+    """Are there runs like this one, seeds aside, with another number of steps?"""
+    alike = itemgetter("task", "data", "model", "method", "scope", "keep", "lr", "held_out")
+    steps = {r["steps"] for r in among if alike(r) == alike(row) and alone(r)}
+    return alone(row) and len(steps) > 1
+
+
 def usual_scope(method: str) -> str:
     return "global" if method in GLOBAL else "local"
 
@@ -312,10 +320,11 @@ CHOICES = {
     "best": lambda row, among: CHOICES["later"](row, among) and row["method"] in rows.METHOD_NAMES,
     "densities": lambda row, _: (alone(row) and row["model"] != "untrained"
                                  and row["method"] in rows.METHOD_NAMES),
+    "lengths": of_several_lengths,
     "teachers": lambda row, among: not row["freeze"] and matched(row, among, "teacher"),
     "frozen": lambda row, among: not row["teacher"] and matched(row, among, "freeze", "seed")}
 KINDS = {kind: functools.partial(series_table, choose) for kind, choose in CHOICES.items()}
-KINDS |= {"held_out": functools.partial(series_table, lambda *_: True, prefix="held_out_"),
+KINDS |= {"held_out": functools.partial(series_table, usual_length, prefix="held_out_"),
           "paper": paper, "benchmark": benchmark, "csv": csv}
 
 
