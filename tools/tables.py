@@ -217,16 +217,19 @@ def matched(row: dict, among: list[dict], column: str, *same: str) -> bool:
 
 
 def at_best_rate(row: dict, among: list[dict]) -> bool:
-    """Does the row have the learning rate that suits its method best? Runs of seed 0 are compared
-    by the rows that they held out of training: those at the row's density or, if they have but one
-    rate, at the density with most rates."""
-    key = itemgetter("task", "data", "model", "method", "scope", "epochs", "seed")
-    trials = [r for r in among if key(r) == key(row | {"seed": "0"}) and alone(r)]
-    keeps, keep = [r["keep"] for r in trials], row["keep"]
-    if len({r["lr"] for r in trials if r["keep"] == keep}) < 2:
-        keep = max(keeps, key=keeps.count, default="")
-    metric, trials = measured([r for r in trials if r["keep"] == keep], "held_out_")
-    return not trials or row["lr"] == max(trials, key=lambda r: float(r[metric]))["lr"]
+    """Does the row have the learning rate that suits its method best? Rates are compared by their
+    seeds' mean on the rows held out of training: in the runs at the row's density or, if these have
+    but one rate, at the density with most rates."""
+    key = itemgetter("task", "data", "model", "method", "scope", "epochs")
+    metric, trials = measured([r for r in among if key(r) == key(row) and alone(r)], "held_out_")
+    found = {}  # density → rate → values of its seeds
+    for trial in trials:
+        found.setdefault(trial["keep"], {}).setdefault(trial["lr"], []).append(float(trial[metric]))
+    values_at = found.get(row["keep"], {})
+    if len(values_at) < 2:
+        values_at = max(found.values(), key=len, default={})
+    best = max(values_at, key=lambda lr: statistics.mean(values_at[lr]), default=row["lr"])
+    return row["lr"] == best
 
 
 def usual_length(row: dict, among: list[dict]) -> bool:
