@@ -108,8 +108,8 @@ def test_several_tasks_each_with_its_own_metric(table):
 
 
 def at_rates(method, *held_out, keep=0.03, better=0):
-    """Rows of seed 0 at rates 1e-4, 2e-4, …, and of seed 1, which is `better` by so much on the rows
-    held out, at the first; accuracy 70, 71, …"""
+    """Rows of seed 0 at rates 1e-4, 2e-4, …, and one of seed 1 at the first, `better` by so much on
+    the rows held out; accuracy 70, 71, …"""
     made = [row(method, keep, 0, 70 + i, lr=f"{i + 1}e-4", held_out="0.1", moved_kept=f"{i + 1}",
                 held_out_accuracy=str(value)) for i, value in enumerate(held_out)]
     return [*made, row(method, keep, 1, 78, lr="1e-4", held_out="0.1", moved_kept="1",
