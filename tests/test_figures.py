@@ -208,6 +208,13 @@ def test_accuracy_and_movement_against_the_rate(results, draw):
     figure2 = {line.get_label(): line for line in axes["figure2-made"][0].get_lines()}
     assert [*figure2["movement"].get_ydata()] == [74, 80, 80]  # at 1e-4
     assert [*figure2["magnitude"].get_ydata()] == [72]  # at 3e-4
+    with_teacher = [row(keep=keep, accuracy=60, lr="3e-4", held_out="0.1", teacher=teacher)
+                    for keep, teacher in ((0.1, ""), (0.1, "t"), (0.03, "t"))]  # not the best rate
+    names, axes = draw("--results", results("made", [*found, *with_teacher]))
+    assert names == png("rates-made", "figure2-made", "figure3-made")
+    figure3 = {line.get_label(): line for line in axes["figure3-made"][0].get_lines()}
+    assert [*figure3["movement"].get_ydata()] == [72, 60]
+    assert [*figure3["movement + teacher"].get_ydata()] == [60, 60]
     with pytest.raises(UserError, match=r"two rows of sst2, movement, 0.03, seed 0"):
         draw("--results", results("made", [*found, longer | {"steps": "200", "hold": "0.3"}]))
 

@@ -5,10 +5,11 @@
 
 Random masks and frozen weights have a figure of their own (controls). If a CSV file has three
 learning rates of two methods, results are also drawn against these, and the other figures show each
-method at the rate that suits it best. A line is the mean over seeds, and its band goes from the
-worst seed to the best; a point with a collapsed run is crossed out. A method has the same colour
-and marker everywhere. Figures 2 and 5 of our runs have the paper's beside them. Figure 6 needs runs
-that are free to leave more in one layer than in another: --scope global, L0 or soft movement.
+method at the rate that suits it best; Figure 3 has the rates of the runs with a teacher. A line is
+the mean over seeds, and its band goes from the worst seed to the best; a point with a collapsed run
+is crossed out. A method has the same colour and marker everywhere. Figures 2 and 5 of our runs have
+the paper's beside them. Figure 6 needs runs that are free to leave more in one layer than in
+another: --scope global, L0 or soft movement.
 """
 
 from operator import itemgetter
@@ -187,18 +188,24 @@ def with_rates(results: list[dict]) -> list[dict]:
     return shown if sum(count >= 3 for count in tried.values()) >= 2 else []
 
 
+def of_usual_scope(found: list[dict]) -> list[dict]:
+    return [row for row in found if row["scope"] == tables.usual_scope(row["method"])
+            or row["method"] not in STYLES]
+
+
 def figures_of(results: list[dict]) -> list[tuple[str, list[dict]]]:
     """The figures that one file has rows for → name and rows of each."""
-    pruned = [row for row in results if row["method"] != "dense"]
+    every_rate = [row for row in results if row["method"] != "dense"]
+    pruned, settings = every_rate, itemgetter("task", "method")
     if with_rates(results):
-        pruned = [row for row in pruned if tables.at_best_rate(row, results)
+        pruned = [row for row in every_rate if tables.at_best_rate(row, results)
                   and tables.usual_length(row, results)]
-    usual = [row for row in pruned if row["scope"] == tables.usual_scope(row["method"])
-             or row["method"] not in STYLES]
+        settings = itemgetter("task", "method", "keep", "lr", "steps")
+    usual = of_usual_scope(pruned)
     plain = [row for row in usual if tables.alone(row) and row["method"] != "random"]
-    with_teacher = {(row["task"], row["method"]) for row in usual if row["teacher"]}
-    taught = [row for row in usual
-              if (row["task"], row["method"]) in with_teacher and not row["freeze"]]
+    with_teacher = {settings(row) for row in every_rate if row["teacher"]}
+    taught = [row for row in of_usual_scope(every_rate)
+              if settings(row) in with_teacher and not row["freeze"]]
     controls = [row for row in usual if not row["teacher"] and (
         row["method"] == "random" or tables.matched(row, usual, "freeze"))]
     ranked = [row for row in pruned if tables.alone(row)

@@ -11,7 +11,8 @@ A table stands between <!-- table: KIND … --> and <!-- end -->. The kinds are:
     teachers FILE TASKS   the methods that had a teacher, with and without it
     frozen FILE TASKS     runs with frozen weights, and runs of the same seeds without
     lengths FILE TASKS    runs alike but for their number of steps
-    held_out FILE TASKS   every run with --held-out of the usual length, measured on those rows
+    held_out FILE TASKS   every run with --held-out of the usual length and without a teacher,
+                          measured on the rows held out
     paper taught          the authors' own runs with a teacher; paper untaught: without
     benchmark FILE PARTS  ratios of results/FILE.json
     csv FILE COLUMNS      results/FILE.csv with rounded numbers
@@ -324,10 +325,12 @@ CHOICES = {
     "densities": lambda row, _: (alone(row) and row["model"] != "untrained"
                                  and row["method"] in rows.METHOD_NAMES),
     "lengths": of_several_lengths,
-    "teachers": lambda row, among: not row["freeze"] and matched(row, among, "teacher"),
+    "held_out": lambda row, among: alone(row) and usual_length(row, among),
+    "teachers": lambda row, among: (not row["freeze"]
+                                    and matched(row, among, "teacher", "lr", "steps")),
     "frozen": lambda row, among: not row["teacher"] and matched(row, among, "freeze", "seed")}
 KINDS = {kind: functools.partial(series_table, choose) for kind, choose in CHOICES.items()}
-KINDS |= {"held_out": functools.partial(series_table, usual_length, prefix="held_out_"),
+KINDS |= {"held_out": functools.partial(series_table, CHOICES["held_out"], prefix="held_out_"),
           "paper": paper, "benchmark": benchmark, "csv": csv}
 
 
