@@ -194,6 +194,7 @@ def test_accuracy_and_movement_against_the_rate(results, draw):
     found = [*at_rates("movement", 80, 60, 50), *at_rates("magnitude", 60, 70, 80),
              *at_rates("dense", 60, 70, 80, keep=1)]
     found += [row(keep=keep, lr="1e-4", held_out="0.1") for keep in (0.1, 0.3)]
+    found += [row(method, 0.03, task="qqp", lr="1e-4") for method in PRUNED]  # of one rate
     longer = row(keep=0.03, accuracy=99, lr="1e-4", held_out="0.1", steps="600", epochs="6")
     alone = row("dense", 1, model="untrained")  # a panel without a pruned model
     names, axes = draw("--results", results("made", [*found, longer, alone]))

@@ -68,7 +68,8 @@ def test_cells_are_mean_deviation_and_seeds(results):
 
 
 def test_rows_of_the_held_out_share_are_measured_apart(results, table):
-    found = [row(), row(seed=1) | HELD_OUT, row(seed=2, held_out="0.1", held_out_accuracy="74")]
+    found = [row(), row(seed=1) | HELD_OUT, row(seed=2, held_out="0.1", held_out_accuracy="74"),
+             row(seed=3, teacher="t", held_out="0.1", held_out_accuracy="90")]
     made = tables.KINDS["methods"](results("made", found), "made", "sst2")
     assert lines(made)[2:] == [["sst2 accuracy", "movement", "80.0 (1)"],
                                ["", "movement, 0.1 held out", "80.0 (1)"]] and "†" not in made
@@ -91,6 +92,15 @@ def test_kinds_of_table_choose_among_the_rows(table, kind, columns, expected):
         row("magnitude", 0.3), row(task="qqp", accuracy=70)])
     runs_in = {line[1]: sum(map(int, re.findall(r"\((\d)\)", " ".join(line)))) for line in made}
     assert runs_in == expected and {len(line) for line in made} == {2 + columns}
+
+
+def test_a_teacher_is_compared_at_its_own_rate_and_length(table):
+    made = table("teachers", [
+        row(teacher="t", lr="1e-4"), row(lr="1e-4"), row(seed=1, accuracy=82, lr="1e-4"),
+        row(seed=2, lr="2e-4"), row(seed=3, lr="1e-4", steps="20"),
+        row(seed=4, lr="1e-4", model="other")])
+    assert [line[1:] for line in made] == [["movement", "81.0 ± 1.4 (2)"],
+                                           ["movement + teacher", "80.0 (1)"]]
 
 
 def test_runs_of_several_lengths(table):
@@ -116,8 +126,9 @@ def at_rates(method, *held_out, keep=0.03, better=0):
                        held_out_accuracy=str(held_out[0] + better))]
 
 
-def test_the_best_rate_is_chosen_by_the_seeds_mean_on_the_held_out_rows(results):
-    found = [*at_rates("movement", 70, 75, better=12), *at_rates("magnitude", 70, 75, better=8),
+def test_the_best_rate_is_chosen_on_the_held_out_rows_by_the_seeds_that_rates_share(results):
+    found = [*at_rates("movement", 70, 75, better=12), *at_rates("magnitude", 70, 75, better=12),
+             row("movement", 0.03, 1, 71, lr="2e-4", held_out="0.1", held_out_accuracy="76"),
              row("magnitude", 0.1, 0, 90, lr="2e-4", held_out="0.1"),
              row("magnitude", 0.1, 1, 91, lr="1e-4", held_out="0.1"),
              row("dense", 1, lr="3e-5", held_out="0.1"),

@@ -12,6 +12,7 @@ the paper's beside them. Figure 6 needs runs that are free to leave more in one 
 another: --scope global, L0 or soft movement.
 """
 
+from collections import Counter
 from operator import itemgetter
 from pathlib import Path
 
@@ -175,17 +176,21 @@ def paper_rows(path: Path) -> list[dict]:
 
 
 def with_rates(results: list[dict]) -> list[dict]:
-    """The rows of a file that compares methods at three learning rates or more, at the density and
-    length of run that most of them have."""
-    alone = [row for row in results if tables.alone(row) and tables.usual_length(row, results)]
-    keeps = [row["keep"] for row in alone if row["method"] != "dense" and row["keep"]]
-    shown = [row for row in alone if row["keep"] in ("1", max(keeps, key=keeps.count, default="1"))]
-    pruned = {tables.panel(row) for row in shown if row["method"] != "dense"}
-    shown = [row for row in shown if tables.panel(row) in pruned]
-    tried = {method: len({row["lr"] for row in shown if row["method"] == method})
-             for method in dict.fromkeys(row["method"] for row in shown)}
-    shown = [row for row in shown if tried[row["method"]] > 1]
-    return shown if sum(count >= 3 for count in tried.values()) >= 2 else []
+    """The rows of the panels that compare two methods or more at three learning rates or more: at
+    the density and length of run of most, and of methods with several rates."""
+    shown = []
+    for part in groups([row for row in results
+                        if tables.alone(row) and tables.usual_length(row, results)]):
+        tried = {}  # density → pairs of method and rate
+        for row in part:
+            tried.setdefault(row["keep"], set()).add((row["method"], row["lr"]))
+        dense = tried.pop("1", set())
+        keep = max(tried, key=lambda keep: len(tried[keep]), default="")
+        count = Counter(method for method, _ in dense | tried.get(keep, set()))
+        if sum(rates >= 3 for rates in count.values()) >= 2 and keep:
+            shown += [row for row in part
+                      if row["keep"] in ("1", keep) and count[row["method"]] > 1]
+    return shown
 
 
 def of_usual_scope(found: list[dict]) -> list[dict]:
@@ -196,11 +201,11 @@ def of_usual_scope(found: list[dict]) -> list[dict]:
 def figures_of(results: list[dict]) -> list[tuple[str, list[dict]]]:
     """The figures that one file has rows for → name and rows of each."""
     every_rate = [row for row in results if row["method"] != "dense"]
-    pruned, settings = every_rate, itemgetter("task", "method")
+    pruned, settings = every_rate, itemgetter("task", "data", "model", "method")
     if with_rates(results):
         pruned = [row for row in every_rate if tables.at_best_rate(row, results)
                   and tables.usual_length(row, results)]
-        settings = itemgetter("task", "method", "keep", "lr", "steps")
+        settings = itemgetter("task", "data", "model", "method", "keep", "lr", "steps")
     usual = of_usual_scope(pruned)
     plain = [row for row in usual if tables.alone(row) and row["method"] != "random"]
     with_teacher = {settings(row) for row in every_rate if row["teacher"]}

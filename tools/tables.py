@@ -211,26 +211,31 @@ def alone(row: dict) -> bool:
 
 
 def matched(row: dict, among: list[dict], column: str, *same: str) -> bool:
-    """Does the row equal one that has this column, at least in task, method, scope, density and
+    """Does the row equal one that has this column, at least in panel, method, scope, density and
     `same`?"""
-    key = itemgetter("task", "method", "scope", "keep", *same)
+    key = itemgetter("task", "data", "model", "method", "scope", "keep", *same)
     return key(row) in {key(other) for other in among if other[column]}
 
 
 def at_best_rate(row: dict, among: list[dict]) -> bool:
-    """Does the row have the learning rate that suits its method best? Rates are compared by their
-    seeds' mean on the rows held out of training: in the runs at the row's density or, if these have
-    but one rate, at the density with most rates."""
+    """Does the row have the learning rate that suits its method best? Two rates are compared on the
+    rows held out of training, by the seeds that both have: in the runs at the row's density or, if
+    these have but one rate, at the density with most rates."""
     key = itemgetter("task", "data", "model", "method", "scope", "epochs")
     metric, trials = measured([r for r in among if key(r) == key(row) and alone(r)], "held_out_")
-    found = {}  # density → rate → values of its seeds
+    found = {}  # density → rate → seed → value
     for trial in trials:
-        found.setdefault(trial["keep"], {}).setdefault(trial["lr"], []).append(float(trial[metric]))
+        seeds = found.setdefault(trial["keep"], {}).setdefault(trial["lr"], {})
+        seeds[trial["seed"]] = float(trial[metric])
     values_at = found.get(row["keep"], {})
     if len(values_at) < 2:
         values_at = max(found.values(), key=len, default={})
-    best = max(values_at, key=lambda lr: statistics.mean(values_at[lr]), default=row["lr"])
-    return row["lr"] == best
+
+    def lead(lr: str, other: str) -> float:
+        ours, theirs = values_at[lr], values_at[other]
+        return sum(ours[seed] - theirs[seed] for seed in ours if seed in theirs)
+
+    return row["lr"] == max(values_at, key=functools.cmp_to_key(lead), default=row["lr"])
 
 
 def usual_length(row: dict, among: list[dict]) -> bool:
