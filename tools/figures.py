@@ -205,6 +205,7 @@ def figures_of(results: list[dict]) -> list[tuple[str, list[dict]]]:
     if with_rates(results):
         pruned = [row for row in every_rate if tables.at_best_rate(row, results)
                   and tables.usual_length(row, results)]
+        # the rate of the runs with a teacher may be another at each density
         settings = itemgetter("task", "data", "model", "method", "keep", "lr", "steps")
     usual = of_usual_scope(pruned)
     plain = [row for row in usual if tables.alone(row) and row["method"] != "random"]
