@@ -187,7 +187,7 @@ def with_rates(results: list[dict]) -> list[dict]:
         dense = tried.pop("1", set())
         keep = max(tried, key=lambda keep: len(tried[keep]), default="")
         count = Counter(method for method, _ in dense | tried.get(keep, set()))
-        if sum(rates >= 3 for rates in count.values()) >= 2 and keep:
+        if keep and sum(rates >= 3 for rates in count.values()) >= 2:
             shown += [row for row in part
                       if row["keep"] in ("1", keep) and count[row["method"]] > 1]
     return shown
